@@ -1,0 +1,1 @@
+"""Text prompts to mattes, on top of zim."""

@@ -1,0 +1,1 @@
+"""Object removal, filling and replacing, on top of zim."""

@@ -1,0 +1,1 @@
+"""Medical segmentation and its evaluation, on top of zim."""

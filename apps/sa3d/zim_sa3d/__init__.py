@@ -1,0 +1,1 @@
+"""3D segmentation from one click, on top of zim."""

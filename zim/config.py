@@ -1,0 +1,193 @@
+"""Model configurations: frozen dataclasses and the presets built from them (no torch here).
+
+Numbers of the ViT presets are SAM's (``build_sam.py``); those of the matting parts follow the ZIM
+paper, section 3.2, and the shapes of the official ONNX release. A checkpoint stores the
+configuration that built it, so a model is always rebuilt exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zim.errors import ConfigError
+
+AttnMaskMode = Literal["paper", "log_bias", "none"]
+AttnMaskSide = Literal["t2i", "i2t", "both"]
+PixelDecoderKind = Literal["hierarchical", "sam"]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """SAM's plain ViT with windowed attention (Li et al., ViTDet; SAM ``image_encoder.py``)."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    window: int = 14
+    mlp_ratio: float = 4.0
+    patch: int = 16
+    kind: Literal["vit"] = "vit"
+
+
+@dataclass(frozen=True)
+class ConvEncoderConfig:
+    """Small hybrid encoder that continues from the pixel decoder's stride-8 stem.
+
+    Residual 3x3 convolutions at strides 8 and 16, then a few global transformer blocks at stride
+    16. Dense 3x3 convolutions only: they are the fastest per parameter on CPUs.
+    """
+
+    width8: int = 128
+    width16: int = 256
+    blocks8: int = 2
+    blocks16: int = 3
+    attn_blocks: int = 2
+    heads: int = 4
+    kind: Literal["conv"] = "conv"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Two-way transformer and mask heads (SAM ``mask_decoder.py``), ZIM's pixel decoder on top."""
+
+    dim: int = 256
+    depth: int = 2
+    heads: int = 8
+    mlp_dim: int = 2048
+    mask_tokens: int = 4
+    iou_hidden: int = 256
+    iou_depth: int = 3
+    #: channels of the conv stem at strides 2, 4, 8 (the official ``feat_D0/1/2``)
+    stem: tuple[int, int, int] = (64, 128, 256)
+    #: channels after fusion at strides 8, 4, 2; the last one is the hypernetworks' width
+    fusion: tuple[int, int, int] = (128, 64, 32)
+    norm: Literal["bn", "gn"] = "bn"
+    #: "sam" keeps SAM's two transposed convolutions at stride 4 (ablation, Table 4a)
+    pixel_decoder: PixelDecoderKind = "hierarchical"
+
+
+@dataclass(frozen=True)
+class MaskedAttentionConfig:
+    """Prompt-aware masked attention (paper Eq. 4 and 5; ablations of Tables 4b and 8a)."""
+
+    mode: AttnMaskMode = "paper"
+    side: AttnMaskSide = "t2i"
+    #: whether the final token-to-image attention is masked too (not stated in the paper)
+    final: bool = True
+    #: standard deviation of the point Gaussian, in cells of a 64 x 64 grid (Table 8a)
+    sigma: float = 21.0
+    #: the official predictor also raises attention around negative points; off here
+    negative_points: bool = False
+
+
+@dataclass(frozen=True)
+class ZimConfig:
+    """Everything needed to build a model."""
+
+    name: str
+    encoder: ViTConfig | ConvEncoderConfig
+    image_size: int = 1024
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    attention: MaskedAttentionConfig = field(default_factory=MaskedAttentionConfig)
+    #: extra planes computed from image and prompt by ``zim.cues``, given to the decoder; 0 = none
+    cue_planes: int = 0
+    #: residual convolutions at stride 16 that mix the embedding with the dense prompt
+    prompt_blocks: int = 0
+    #: the predictor looks again at a crop this many times the object's box; 0 = one look
+    framing: float = 0.0
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes the network cannot take."""
+        if self.image_size < 32 or self.image_size % 16:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of 16 of at least 32; "
+                "use for example 512 or 1024"
+            )
+        if self.decoder.dim % self.decoder.heads:
+            raise ConfigError(
+                f"decoder dim {self.decoder.dim} is not divisible by {self.decoder.heads} heads"
+            )
+        if self.cue_planes and self.decoder.pixel_decoder != "hierarchical":
+            raise ConfigError("cue planes need the hierarchical pixel decoder; set cue_planes=0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for ``config.json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ZimConfig:
+        """Build a configuration from ``config.json`` data; unknown keys raise ConfigError."""
+        try:
+            values = dict(data)
+            encoder = dict(values.pop("encoder"))
+            kinds = {"vit": ViTConfig, "conv": ConvEncoderConfig}
+            kind = encoder.get("kind", "vit")
+            if kind not in kinds:
+                raise ConfigError(f"encoder kind {kind!r} is unknown; expected 'vit' or 'conv'")
+            values["encoder"] = kinds[kind](**_tuples(encoder))
+            values["decoder"] = DecoderConfig(**_tuples(values.get("decoder", {})))
+            values["attention"] = MaskedAttentionConfig(**values.get("attention", {}))
+            return cls(**_tuples(values))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"not a model configuration: {error}") from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+_SMALL_DECODER = DecoderConfig(
+    dim=128, heads=4, mlp_dim=512, iou_hidden=128, stem=(24, 64, 128), fusion=(96, 64, 32)
+)
+
+PRESETS: dict[str, ZimConfig] = {
+    "vit_b": ZimConfig("vit_b", ViTConfig()),
+    "vit_l": ZimConfig(
+        "vit_l", ViTConfig(embed_dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
+    ),
+    "vit_h": ZimConfig(
+        "vit_h", ViTConfig(embed_dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
+    ),
+    "nano": ZimConfig(
+        "nano",
+        ConvEncoderConfig(),
+        image_size=256,
+        decoder=_SMALL_DECODER,
+        cue_planes=6,
+        prompt_blocks=2,
+        framing=1.4,
+    ),
+    "tiny": ZimConfig(
+        "tiny",
+        ViTConfig(embed_dim=32, depth=2, heads=2, global_blocks=(1,), window=3),
+        image_size=64,
+        decoder=DecoderConfig(
+            dim=32,
+            heads=2,
+            mlp_dim=64,
+            iou_hidden=16,
+            stem=(8, 8, 16),
+            fusion=(16, 8, 8),
+        ),
+    ),
+}
+
+
+def get_config(config: str | ZimConfig) -> ZimConfig:
+    """Return a preset by name, or the configuration itself.
+
+    Raises:
+        ConfigError: the name is no preset.
+    """
+    if isinstance(config, ZimConfig):
+        return config
+    if config not in PRESETS:
+        raise ConfigError(f"unknown configuration {config!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[config]

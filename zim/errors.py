@@ -1,0 +1,48 @@
+"""Every error this library raises on purpose.
+
+A message says what was given, what was expected and what to do next, on one line. The command
+line prints that line and exits with 1; library users catch :class:`ZimError` or a subclass.
+"""
+
+from __future__ import annotations
+
+
+class ZimError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class PromptError(ZimError, ValueError):
+    """A point, box, scribble or mask cannot be used as a prompt."""
+
+
+class ImageError(ZimError, ValueError):
+    """An image cannot be read or has a shape, type or size that cannot be used."""
+
+
+class ConfigError(ZimError, ValueError):
+    """A model or training configuration is inconsistent."""
+
+
+class CheckpointError(ZimError, RuntimeError):
+    """Weights are missing, damaged or do not fit the model."""
+
+
+class DownloadError(ZimError, OSError):
+    """A file could not be fetched, or the network is forbidden (``ZIM_OFFLINE=1``)."""
+
+
+class OutputError(ZimError, OSError):
+    """A result cannot be written."""
+
+
+class MissingExtraError(ZimError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Name the package that failed to import and the extra that brings it."""
+        super().__init__(
+            f"{package} is not installed; it comes with an extra: "
+            f"pip install 'zim-toolkit[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
