@@ -1,0 +1,19 @@
+"""The ``zim-medical`` command: prompted segmentation of medical images and volumes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from zim.commandline import Command, run_command
+
+COMMAND = Command("zim-medical", "prompted segmentation of medical images and volumes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run_command("zim-medical", COMMAND, list(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

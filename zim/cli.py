@@ -1,0 +1,29 @@
+"""The ``zim`` command: a click, a box or a mask in, a soft matte out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from zim.commandline import Command, run_program
+
+COMMANDS = (
+    Command("matte", "cut out of images: clicks, boxes, scribbles or a mask in, mattes out"),
+    Command("models", "list the models: what they are, licence, size, whether they are installed"),
+    Command("doctor", "check this installation and say what is wrong with it"),
+    Command("batch", "mattes for a long list of images, resumable"),
+    Command("auto", "mattes of everything in an image, without prompts"),
+    Command("eval", "score models on a data set"),
+    Command("bench", "measure speed and memory on this machine"),
+    Command("export", "export a model to ONNX"),
+    Command("serve", "browser interface and HTTP service"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run_program("zim", __doc__ or "", COMMANDS, list(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,272 @@
+"""What every command of this project shares: common flags, exit codes, one-line errors, JSON.
+
+A program is a list of :class:`Command`; each says its flags and has a function that does the work
+and returns a :class:`Report`. Heavy packages are imported inside that function, so that ``--help``
+stays instant. Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, everything else
+to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zim import __version__
+from zim.errors import ZimError
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class UsageError(Exception):
+    """Flags that contradict each other or cannot be understood; the command exits with 2."""
+
+
+@dataclass
+class Report:
+    """What a command did, for people (``lines``) and for programs (everything else)."""
+
+    outputs: dict[str, str] = field(default_factory=dict[str, str])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    model: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict[str, Any])
+    #: one entry per image or object: input, outputs, metrics, error
+    items: list[dict[str, Any]] | None = None
+    #: further keys of the JSON object
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    #: printed to stdout when JSON was not asked for
+    lines: list[str] = field(default_factory=list[str])
+    failed: bool = False
+    #: stdout already carries the result itself (``--output -``)
+    stdout_taken: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        data: dict[str, Any] = {
+            "outputs": self.outputs,
+            "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
+            "model": self.model,
+            "metrics": self.metrics,
+        }
+        if self.items is not None:
+            data["items"] = self.items
+        return data | self.extra
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its name, a one-line summary, its flags and its work."""
+
+    name: str
+    summary: str
+    #: adds the command's own flags; the common ones are added for it
+    configure: Callable[[argparse.ArgumentParser], None] | None = None
+    #: does the work; None for a command that is planned and not built yet
+    run: Callable[[argparse.Namespace], Report] | None = None
+
+    @property
+    def listed(self) -> str:
+        """The summary as the program's help shows it."""
+        return self.summary if self.run else f"{self.summary} (not built yet)"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose usage errors are one line on stderr and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Turn off abbreviations: a flag that is misspelt should never mean another one."""
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Report a usage error on one line, with a suggestion where a flag looks misspelt."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            known = [o for action in self._actions for o in action.option_strings]
+            close = difflib.get_close_matches(unknown[1], known, n=1)
+            message = f"unknown option {unknown[1]}"
+            if close:
+                message += f"; did you mean {close[0]}?"
+        raise UsageError(" ".join(message.split()))
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command takes."""
+    group = parser.add_argument_group("common options")
+    group.add_argument("--version", action="version", version=f"zim-toolkit {__version__}")
+    group.add_argument(
+        "--output", "-o", metavar="PATH", help="file or folder to write to; folders are created"
+    )
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing.add_argument("--skip-existing", action="store_true", help="leave existing files")
+    group.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} [auto]")
+    group.add_argument("--dtype", default="auto", choices=DTYPES, help="numeric precision [auto]")
+    group.add_argument(
+        "--threads", type=positive_int, metavar="N", help="CPU threads [ZIM_THREADS, else all]"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed [0]")
+    group.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    group.add_argument("--debug", action="store_true", help="show the full trace of an error")
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Generator[None]:
+    """Add the wall time of a block to ``seconds[stage]``."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def apply_runtime(args: argparse.Namespace) -> None:
+    """Apply ``--threads`` (or ``ZIM_THREADS``) and ``--seed``; imports torch."""
+    threads = args.threads
+    if threads is None and os.environ.get("ZIM_THREADS"):
+        try:
+            threads = positive_int(os.environ["ZIM_THREADS"])
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"ZIM_THREADS: {error}") from error
+    import cv2
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+    torch.manual_seed(args.seed)
+
+
+def error_line(error: BaseException) -> str:
+    """Describe an error on one line."""
+    if isinstance(error, OSError) and not isinstance(error, ZimError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
+    """Run a program with subcommands and return its exit code."""
+    parser = OneLineParser(prog=prog, description=about)
+    parser.add_argument("--version", action="version", version=f"zim-toolkit {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
+    for command in commands:
+        sub = subparsers.add_parser(
+            command.name, help=command.listed, description=f"{command.listed}."
+        )
+        add_common_flags(sub)
+        if command.configure:
+            command.configure(sub)
+    first = argv[0] if argv else None
+    planned = {c.name for c in commands if c.run is None}
+    if first in planned and not {"-h", "--help", "--version"} & set(argv):
+        return not_built(f"{prog} {first}")
+    by_name = {c.name: c for c in commands}
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    if first not in by_name and not str(first).startswith("-"):
+        close = difflib.get_close_matches(str(first), by_name, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; try {prog} --help"
+        sys.stderr.write(f"{prog}: unknown command {first!r}{hint}\n")
+        return 2
+    return _guarded(prog, lambda: parser.parse_args(list(argv)), by_name.get(str(first)), argv)
+
+
+def run_command(prog: str, command: Command, argv: Sequence[str]) -> int:
+    """Run a program that has one command and no subcommands; return its exit code."""
+    parser = OneLineParser(prog=prog, description=f"{command.listed}.")
+    add_common_flags(parser)
+    if command.configure:
+        command.configure(parser)
+    if command.run is None and not {"-h", "--help", "--version"} & set(argv):
+        return not_built(prog)
+    return _guarded(prog, lambda: parser.parse_args(list(argv)), command, argv)
+
+
+def not_built(name: str) -> int:
+    """Say on one line that a command is planned and not built; return exit code 1."""
+    sys.stderr.write(f"not built yet: {name}, see CHANGELOG\n")
+    return 1
+
+
+def _guarded(
+    prog: str,
+    parse: Callable[[], argparse.Namespace],
+    command: Command | None,
+    argv: Sequence[str],
+) -> int:
+    """Parse, run, print; turn every expected failure into one line and an exit code."""
+    name = f"{prog} {command.name}" if command and command.name != prog else prog
+    as_json = "--json" in argv
+    debug = "--debug" in argv
+    try:
+        args = parse()
+        if command is None or command.run is None:
+            raise UsageError(f"no command given; try {prog} --help")
+        report = command.run(args)
+    except SystemExit as done:  # --help and --version
+        return done.code if isinstance(done.code, int) else 0
+    except UsageError as error:
+        return _fail(name, error, 2, as_json, debug)
+    except (ZimError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return _closed_pipe()
+        return _fail(name, error, 1, as_json, debug)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted\n")
+        return 130
+    try:
+        _print_report(report, as_json)
+    except BrokenPipeError:
+        return _closed_pipe()
+    return 1 if report.failed else 0
+
+
+def _print_report(report: Report, as_json: bool) -> None:
+    if report.stdout_taken:
+        return
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), default=str, allow_nan=False) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in report.lines)
+    sys.stdout.flush()
+
+
+def _fail(name: str, error: BaseException, code: int, as_json: bool, debug: bool) -> int:
+    line = error_line(error)
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.write(f"{name}: {line}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(Report().to_dict() | {"error": line}) + "\n")
+    return code
+
+
+def _closed_pipe() -> int:
+    """The reader of our stdout went away (``| head``): leave quietly."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - python flushes it at exit
+    return 1
+
+
+def output_path(text: str | None) -> Path | None:
+    """Return ``--output`` as a path; None when not given or ``-`` (stdout)."""
+    return None if text in (None, "-") else Path(str(text)).expanduser()
