@@ -1,0 +1,95 @@
+"""Small layers shared by encoder and decoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of a ``b c h w`` map (eps 1e-6 as in SAM)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (b c h w) at every pixel."""
+        mean = x.mean(1, keepdim=True)
+        centred = x - mean
+        x = centred * torch.rsqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class MLPBlock(nn.Module):
+    """Two linear layers with an activation between, named as in SAM (``lin1``, ``lin2``)."""
+
+    def __init__(self, dim: int, hidden: int, act: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``... dim`` to ``... dim``."""
+        return self.lin2(self.act(self.lin1(x)))
+
+
+class MLP(nn.Module):
+    """ReLU network of ``depth`` linear layers (SAM's hypernetworks and IoU head)."""
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int, depth: int) -> None:
+        super().__init__()
+        sizes = [dim_in, *[hidden] * (depth - 1), dim_out]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``... dim_in`` to ``... dim_out``; the last layer is linear."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def make_norm(kind: Literal["bn", "gn"], channels: int) -> nn.Module:
+    """Return the convolutional norm chosen in the configuration.
+
+    Batch norm folds into the convolution at inference; group norm is for tiny batches.
+    """
+    if kind == "bn":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+class ConvNormAct(nn.Sequential):
+    """3x3 convolution without bias, norm, ReLU."""
+
+    def __init__(
+        self, dim_in: int, dim_out: int, *, stride: int = 1, norm: Literal["bn", "gn"] = "bn"
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(dim_in, dim_out, 3, stride=stride, padding=1, bias=False),
+            make_norm(norm, dim_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip connection (He et al. 2016, basic block)."""
+
+    def __init__(self, channels: int, norm: Literal["bn", "gn"] = "bn") -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(channels, channels, norm=norm)
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), make_norm(norm, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``b c h w`` to the same shape."""
+        return F.relu(x + self.conv2(self.conv1(x)))

@@ -1,0 +1,188 @@
+"""The whole network: encode an image once, decode many prompts.
+
+Tensors in, tensors out. Reading pictures, scaling them to the model's frame and scaling mattes back
+is the predictor's work (``zim/predictor.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zim.config import ConvEncoderConfig, ZimConfig
+from zim.model.attention import prompt_attention
+from zim.model.conv_encoder import ConvEncoder
+from zim.model.image_encoder import ImageEncoder
+from zim.model.mask_decoder import MaskDecoder, TokenState
+from zim.model.prompt_encoder import ABSENT, PromptEncoder
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the decoder needs of an image; computed once, usable for any number of prompts.
+
+    Attributes:
+        embedding: ``b dim h/16 w/16``.
+        halves: image-only parts of the fusion steps at strides 8, 4, 2 (empty for SAM's decoder).
+        frame: ``(height, width)`` of the model frame in pixels.
+    """
+
+    embedding: Tensor
+    halves: tuple[Tensor, ...]
+    frame: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.embedding)
+
+    def to(self, *args: object, **kwargs: object) -> ImageFeatures:
+        """Move or convert, as ``Tensor.to``."""
+        return replace(
+            self,
+            embedding=self.embedding.to(*args, **kwargs),  # pyright: ignore
+            halves=tuple(h.to(*args, **kwargs) for h in self.halves),  # pyright: ignore
+        )
+
+
+@dataclass(frozen=True)
+class ZimOutput:
+    """Decoded prompts: ``logits`` b k h/2 w/2 float32 and predicted quality ``iou`` b k."""
+
+    logits: Tensor
+    iou: Tensor
+
+
+class Zim(nn.Module):
+    """Promptable matting network (paper section 3.2, Fig. 4)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: ZimConfig) -> None:
+        super().__init__()
+        self.config = config
+        decoder = config.decoder
+        self.mask_decoder = MaskDecoder(config)
+        self.image_encoder: nn.Module
+        if isinstance(config.encoder, ConvEncoderConfig):
+            self.image_encoder = ConvEncoder(
+                config.encoder, decoder.stem[2], decoder.dim, decoder.norm
+            )
+        else:
+            self.image_encoder = ImageEncoder(config.encoder, config.image_size, decoder.dim)
+        self.prompt_encoder = PromptEncoder(decoder.dim)
+        mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
+        self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return self.pixel_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type the network computes in."""
+        return self.prompt_encoder.no_mask_embed.weight.dtype
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Normalise and pad to the square model frame.
+
+        Args:
+            images: ``b 3 h w`` RGB in 0..255 (any type), at most ``image_size`` a side.
+
+        Returns:
+            ``b 3 S S`` in the model's type, zero right of and below the picture, as in SAM.
+        """
+        size = self.config.image_size
+        x = (images.float() - self.pixel_mean.float()) / self.pixel_std.float()
+        x = F.pad(x, (0, size - x.shape[-1], 0, size - x.shape[-2]))
+        return x.to(self.dtype)
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Run the encoder and the stem on normalised images ``b 3 h w`` (multiples of 16)."""
+        frame = (images.shape[-2], images.shape[-1])
+        if self.mask_decoder.stride == 4:
+            return ImageFeatures(self.image_encoder(images), (), frame)
+        pixels = self.mask_decoder.pixel_decoder
+        features = pixels.features(images)
+        conv = isinstance(self.config.encoder, ConvEncoderConfig)
+        embedding = self.image_encoder(features[-1] if conv else images)
+        return ImageFeatures(embedding, pixels.image_halves(features), frame)
+
+    def decode_tokens(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        *,
+        mask_input: Tensor | None = None,
+        cues: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> TokenState:
+        """Decode prompts as far as their tokens and quality estimates.
+
+        Args:
+            features: from :meth:`encode_image`, one image or several.
+            points: ``b n 2`` pixels (x, y) in the model frame.
+            labels: ``b n``: 1 positive, 0 negative, 2 and 3 box corners, -1 SAM's padding point,
+                -2 nothing there (ragged batches).
+            mask_input: ``b 1 m n`` logits or None.
+            cues: ``b planes h/2 w/2`` from :mod:`zim.cues` when the configuration asks for them.
+            image_index: ``b`` long, the image of each prompt; needed when there are several.
+        """
+        embedding = features.embedding
+        if image_index is not None:
+            embedding = embedding[image_index]
+        grid = (embedding.shape[-2], embedding.shape[-1])
+        b = len(points)
+        absent = labels == ABSENT
+        image_pe = self.prompt_encoder.pe_layer.grid(*grid)
+        return self.mask_decoder.decode_tokens(
+            embedding.expand(b, -1, -1, -1),
+            image_pe,
+            self.prompt_encoder.sparse(points, labels, features.frame),
+            self.prompt_encoder.dense(mask_input, b, grid),
+            prompt_attention(points, labels, grid, self.config.attention),
+            present=~absent,
+            cues=cues,
+            image_index=image_index,
+        )
+
+    def decode_pixels(
+        self, features: ImageFeatures, state: TokenState, tokens: slice = slice(None)
+    ) -> Tensor:
+        """Return stride-2 logits ``b k h/2 w/2`` of the chosen mask tokens."""
+        return self.mask_decoder.decode_pixels(features.halves, state, tokens)
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        mask_input: Tensor | None = None,
+        cues: Tensor | None = None,
+        image_index: Tensor | None = None,
+        tokens: slice = slice(None),
+    ) -> ZimOutput:
+        """Decode prompts to logits and quality; arguments as :meth:`decode_tokens`."""
+        state = self.decode_tokens(
+            features, points, labels, mask_input=mask_input, cues=cues, image_index=image_index
+        )
+        return ZimOutput(self.decode_pixels(features, state, tokens), state.iou[:, tokens])
+
+    def forward(
+        self,
+        images: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        mask_input: Tensor | None = None,
+        cues: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> ZimOutput:
+        """Encode normalised images and decode prompts in one go (training)."""
+        features = self.encode_image(images)
+        return self.decode(features, points, labels, mask_input, cues, image_index)
