@@ -177,7 +177,7 @@ def masked_attention(
         k: keys.
         v: values.
         mask: maps over image cells; None attends everywhere.
-        mode: ``paper`` multiplies the logits by the point Gaussian, ``log_bias`` adds its logarithm.
+        mode: ``paper`` multiplies the logits by the point Gaussian, ``log_bias`` adds its log.
         cells: which side the image cells are on, ``keys`` (token-to-image) or ``queries``.
         present: ``b m`` bool, False for keys that are padding.
 
@@ -192,10 +192,7 @@ def masked_attention(
         )
         if mask.gain is not None:
             gain = mask.gain[axis]
-            if mode == "paper":
-                logits = logits * gain
-            else:
-                logits = logits + gain.clamp_min(1e-6).log()
+            logits = logits * gain if mode == "paper" else logits + gain.clamp_min(1e-6).log()
         if mask.inside is not None:
             inside = mask.inside[axis]
             if cells == "keys":

@@ -55,7 +55,7 @@ class ZimOutput:
     iou: Tensor
 
 
-class Zim(nn.Module):
+class ZimNetwork(nn.Module):
     """Promptable matting network (paper section 3.2, Fig. 4)."""
 
     pixel_mean: Tensor

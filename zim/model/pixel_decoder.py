@@ -4,8 +4,9 @@ The transformer's image embedding is enlarged step by step and fused with them; 
 stride-2 map that the hypernetworks' token vectors are multiplied with.
 
 A fusion step is ``ReLU(norm(conv([detail, up])))``. A convolution over a concatenation is a sum of
-convolutions, so the detail half is computed once per image (:meth:`FusionStep.image_half`) and each
-prompt pays for its own half only. :meth:`FusionStep.joint` is the undivided form, kept as reference.
+convolutions, so the detail half is computed once per image (:meth:`FusionStep.image_half`) and
+each prompt pays for its own half only. :meth:`FusionStep.joint` is the undivided form, kept as
+reference.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""Between a picture's own pixels and the model's square frame (SAM's ``ResizeLongestSide``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a picture lies in the model frame: longest side scaled to ``size``, top left, padded.
+
+    Attributes:
+        original: ``(height, width)`` of the picture.
+        size: side of the square frame in pixels.
+    """
+
+    original: tuple[int, int]
+    size: int
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """Return ``(height, width)`` of the picture inside the frame."""
+        h, w = self.original
+        scale = self.size / max(h, w)
+        return max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
+
+    def resize(self, rgb: np.ndarray) -> np.ndarray:
+        """Scale a picture, uint8 H x W x 3 RGB, to the frame (antialiased bilinear as in SAM)."""
+        h, w = self.scaled
+        if rgb.shape[:2] == (h, w):
+            return rgb
+        return np.asarray(Image.fromarray(rgb).resize((w, h), Image.Resampling.BILINEAR))
+
+    def to_frame(self, xy: np.ndarray) -> np.ndarray:
+        """Scale coordinates ``... 2`` (x, y) from the picture to the frame, float32."""
+        (h, w), (sh, sw) = self.original, self.scaled
+        return (np.asarray(xy, np.float64) * (sw / w, sh / h)).astype(np.float32)
+
+    def enlarge(self, logits: Tensor) -> Tensor:
+        """Bring low-res logits back to the picture.
+
+        Args:
+            logits: ``b c m m`` over the whole padded frame, any m.
+
+        Returns:
+            ``b c H W`` logits: bilinear to the frame, padding cut off, bilinear to the picture.
+        """
+        frame = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
+        h, w = self.scaled
+        return F.interpolate(
+            frame[..., :h, :w], self.original, mode="bilinear", align_corners=False
+        )
+
+    def shrink_mask(self, mask: np.ndarray, side: int) -> np.ndarray:
+        """Bring a mask of the picture, float32 H x W, into a ``side`` x ``side`` low-res frame.
+
+        The padding repeats nothing: it is filled with the mask's minimum.
+        """
+        h, w = self.scaled
+        low_h, low_w = max(1, round(h * side / self.size)), max(1, round(w * side / self.size))
+        small = F.interpolate(
+            torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None],
+            (low_h, low_w),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )[0, 0].numpy()
+        frame = np.full((side, side), small.min(), np.float32)
+        frame[:low_h, :low_w] = small
+        return frame
