@@ -249,6 +249,8 @@ def test_grad_dim_repeats_the_border() -> None:
         ([1, 0.5], [1, 1], 0.5, 0.5),
         # Leaves after 0.9: d = 0.1 is below the tolerance of 0.15.
         ([1, 0.9], [1, 1], 0.0, 0.0),
+        # Level 0.1 and d = 0.15 exactly: the tolerance itself already counts.
+        ([1, 0.1], [1, 0.25], 0.15, 0.15),
         # Nothing reaches 0.6: conn gives everything level 0.5, conn_dim keeps level 1.
         ([0.5, 0.5], [1, 1], 1.0, 0.0),
         # The background, however large, is never the body.
