@@ -1,4 +1,4 @@
-"""The ``zim`` command: a click, a box or a mask in, a soft matte out."""
+"""Promptable image matting: a click, a box or a mask in, a soft matte out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
+from zim.commands import doctor, matte, models
 
 COMMANDS = (
-    Command("matte", "cut out of images: clicks, boxes, scribbles or a mask in, mattes out"),
-    Command("models", "list the models: what they are, licence, size, whether they are installed"),
-    Command("doctor", "check this installation and say what is wrong with it"),
+    Command(
+        "matte",
+        "cut out of images: clicks, boxes, scribbles or a mask in, mattes out",
+        matte.configure,
+        matte.run,
+    ),
+    Command("models", "list the models: what they are, licence, size, where", None, models.run),
+    Command("doctor", "check this installation and say what is wrong", None, doctor.run),
     Command("batch", "mattes for a long list of images, resumable"),
     Command("auto", "mattes of everything in an image, without prompts"),
     Command("eval", "score models on a data set"),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from zim import __version__
-from zim.errors import ZimError
+from zim.errors import OutputError, ZimError
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -88,12 +88,14 @@ class OneLineParser(argparse.ArgumentParser):
         """Turn off abbreviations: a flag that is misspelt should never mean another one."""
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        #: the parser whose flags are suggested; a program sets it to the chosen command's
+        self.suggest_from: argparse.ArgumentParser = self
 
     def error(self, message: str) -> NoReturn:
         """Report a usage error on one line, with a suggestion where a flag looks misspelt."""
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if unknown:
-            known = [o for action in self._actions for o in action.option_strings]
+            known = [o for action in self.suggest_from._actions for o in action.option_strings]
             close = difflib.get_close_matches(unknown[1], known, n=1)
             message = f"unknown option {unknown[1]}"
             if close:
@@ -167,11 +169,13 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
     """Run a program with subcommands and return its exit code."""
     parser = OneLineParser(prog=prog, description=about)
     parser.add_argument("--version", action="version", version=f"zim-toolkit {__version__}")
+    by_name: dict[str, argparse.ArgumentParser] = {}
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for command in commands:
         sub = subparsers.add_parser(
             command.name, help=command.listed, description=f"{command.listed}."
         )
+        by_name[command.name] = sub
         add_common_flags(sub)
         if command.configure:
             command.configure(sub)
@@ -179,7 +183,6 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
     planned = {c.name for c in commands if c.run is None}
     if first in planned and not {"-h", "--help", "--version"} & set(argv):
         return not_built(f"{prog} {first}")
-    by_name = {c.name: c for c in commands}
     if not argv:
         parser.print_help(sys.stderr)
         return 2
@@ -188,7 +191,9 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
         hint = f"; did you mean {close[0]!r}?" if close else f"; try {prog} --help"
         sys.stderr.write(f"{prog}: unknown command {first!r}{hint}\n")
         return 2
-    return _guarded(prog, lambda: parser.parse_args(list(argv)), by_name.get(str(first)), argv)
+    parser.suggest_from = by_name.get(str(first), parser)
+    chosen = next((c for c in commands if c.name == first), None)
+    return _guarded(prog, lambda: parser.parse_args(list(argv)), chosen, argv)
 
 
 def run_command(prog: str, command: Command, argv: Sequence[str]) -> int:
@@ -267,6 +272,28 @@ def _closed_pipe() -> int:
     return 1
 
 
-def output_path(text: str | None) -> Path | None:
-    """Return ``--output`` as a path; None when not given or ``-`` (stdout)."""
-    return None if text in (None, "-") else Path(str(text)).expanduser()
+def not_built_error(name: str) -> ZimError:
+    """Return the error for a part of a command that is planned and not built."""
+    return ZimError(f"not built yet: {name}, see CHANGELOG")
+
+
+def write_report(report: Report, args: argparse.Namespace) -> None:
+    """Write the JSON object to ``--output`` too, for commands that make no other file.
+
+    Raises:
+        OutputError: the file exists and ``--overwrite`` was not given, or cannot be written.
+    """
+    if args.output in (None, "-"):
+        return
+    path = Path(args.output).expanduser()
+    if path.is_dir():
+        path = path / "report.json"
+    if path.exists() and not args.overwrite:
+        if args.skip_existing:
+            return
+        raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
+    from zim.images import atomic_write
+
+    report.outputs["report"] = str(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(report.to_dict(), indent=2, default=str) + "\n").encode())

@@ -1,0 +1,114 @@
+"""All six programs: help without heavy imports, honest answers where nothing is built yet."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import pytest
+
+from zim import __version__
+from zim.cli import COMMANDS
+
+Main = Callable[[Sequence[str]], int]
+
+PROGRAMS = {
+    "zim": "zim.cli",
+    "zim-inpaint": "zim_inpaint.cli",
+    "zim-sa3d": "zim_sa3d.cli",
+    "zim-medical": "zim_medical.cli",
+    "zim-grounded": "zim_grounded.cli",
+    "zim-train": "zim_training.cli",
+}
+SUBCOMMANDS = [("zim", command.name) for command in COMMANDS]
+HEAVY = ("torch", "numpy", "PIL", "cv2", "transformers", "rich", "huggingface_hub")
+
+
+def main_of(program: str) -> Main:
+    return cast("Main", importlib.import_module(PROGRAMS[program]).main)
+
+
+@pytest.mark.parametrize(
+    "words", [(program,) for program in PROGRAMS] + SUBCOMMANDS, ids=lambda w: " ".join(w)
+)
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    code = (
+        f"import sys\nfrom {PROGRAMS[words[0]]} import main\n"
+        f"code = main({[*words[1:], '--help']!r})\n"
+        f"heavy = sorted(set({HEAVY!r}) & set(sys.modules))\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {' '.join(words)}")
+    assert "--json" in done.stdout or words == ("zim",)
+
+
+def test_help_takes_less_than_a_second() -> None:
+    code = "from zim.cli import main; raise SystemExit(main(['matte', '--help']))"
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1.0  # the best of three: other work may be going on
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_of(program)(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["zim-toolkit", __version__]
+
+
+@pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in ("zim", "zim-train")])
+@pytest.mark.parametrize("argv", [[], ["eval"], ["--image", "x", "--points", "1,2"]])
+def test_a_program_not_built_yet_says_so(
+    program: str, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_of(program)(argv) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == f"not built yet: {program}, see CHANGELOG\n"
+
+
+@pytest.mark.parametrize("name", [c.name for c in COMMANDS if c.run is None])
+def test_a_subcommand_not_built_yet_says_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_of("zim")([name, "anything", "--at", "all"]) == 1
+    assert capsys.readouterr().err == f"not built yet: zim {name}, see CHANGELOG\n"
+
+
+def test_the_help_marks_what_is_not_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_of("zim")(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for command in COMMANDS:
+        assert command.listed in text
+    assert text.count("(not built yet)") == sum(c.run is None for c in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "usage:"),
+        (["mate"], "did you mean 'matte'?"),
+        (["qqqq"], "try zim --help"),
+        (["matte"], "IMAGE"),
+        (["matte", "a.png", "--formt", "rgba"], "did you mean --format?"),
+        (["matte", "a.png", "--overwrite", "--skip-existing"], "not allowed with"),
+        (["matte", "a.png", "--threads", "0"], "whole number of at least 1"),
+        (["matte", "a.png", "--dtype", "int8"], "invalid choice"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_of("zim")(argv) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert expected in streams.err
+    if argv:
+        assert streams.err.count("\n") == 1

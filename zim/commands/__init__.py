@@ -1,0 +1,1 @@
+"""The subcommands of ``zim``: flags and reports, no matting of their own."""
