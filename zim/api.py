@@ -1,0 +1,160 @@
+"""The two-line interface: ``zim.load`` and ``zim.matte``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from zim.errors import CheckpointError, ConfigError
+from zim.images import load_image
+from zim.model.matting import ZimNetwork
+from zim.predictor import ZimPredictor
+from zim.pretrained import Zim
+from zim.prompts import Prompt
+from zim.weights.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from zim.result import Matte
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
+    """Load a model by name, path or hub id.
+
+    Args:
+        name: a name from ``zim models``, a checkpoint folder or ``.safetensors`` file, or a
+            Hugging Face id.
+        device: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16``, ``float16``.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: no such model, or its weights are not there.
+        ConfigError: device or dtype cannot be used.
+    """
+    source: str | Path = name
+    row = REGISTRY.get(str(name))
+    if row is not None:
+        source = row.path()
+        if not row.loadable:
+            raise CheckpointError(
+                f"{row.name} ({row.about}) cannot be run by this version; "
+                "see `zim models` for what can"
+            )
+        if not row.installed():
+            raise CheckpointError(
+                f"{row.name}: no weights at {source}; {row.about}. zim.build({row.config!r}) "
+                "gives random weights to start from"
+            )
+    elif not Path(name).exists() and "/" not in str(name):
+        known = ", ".join(r.name for r in REGISTRY.values() if r.loadable)
+        raise CheckpointError(
+            f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id"
+        )
+    where = choose_device(device)
+    return Zim.from_pretrained(source).to(where, choose_dtype(dtype, where))
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device to use, or raise ConfigError in one line if it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device {device!r} is unknown; expected auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    missing = (chosen.type == "cuda" and not torch.cuda.is_available()) or (
+        chosen.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ConfigError(f"device {device!r} is not available here; use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the type to compute in, or raise ConfigError."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; expected auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str) -> Zim:
+    return load(name)
+
+
+def matte(
+    image: Any,
+    points: Any = None,
+    box: Any = None,
+    scribble: Any = None,
+    mask: Any = None,
+    *,
+    labels: Any = None,
+    model: str | Path | ZimNetwork | ZimPredictor = "nano",
+) -> Matte:
+    """Cut one object out of a picture.
+
+    Args:
+        image: path, bytes, PIL image, H x W x 3 array or CHW tensor.
+        points: clicks in pixels, (x, y) or (x, y, label) each; label 1 object, 0 background.
+        box: x0, y0, x1, y1 in pixels.
+        scribble: a stroke N x 2, several strokes, or a painted mask H x W.
+        mask: an alpha or binary mask H x W to start from.
+        labels: of the points, when they carry none.
+        model: name, path, hub id, model, or a predictor (whose own picture is replaced).
+
+    Returns:
+        The matte with ``alpha`` float32 H x W in [0, 1] and ``score``. Nothing asked for means
+        the whole picture is the box. One click alone is ambiguous: the alternative with the best
+        predicted score is taken.
+
+    Raises:
+        ImageError: the picture cannot be read.
+        PromptError: the prompt is malformed or outside the picture.
+        CheckpointError: the model cannot be loaded.
+    """
+    loaded = load_image(image)
+    size = (loaded.rgb.shape[0], loaded.rgb.shape[1])
+    prompt = Prompt.create(
+        size, points=points, labels=labels, box=box, scribble=scribble, mask=mask
+    )
+    predictor = as_predictor(model)
+    predictor.set_image(loaded.rgb)
+    return best_matte(predictor, prompt)
+
+
+def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
+    """Return a predictor for a name, path, hub id, model or predictor."""
+    if isinstance(model, ZimPredictor):
+        return model
+    if isinstance(model, ZimNetwork):
+        return ZimPredictor(model)
+    return ZimPredictor(_loaded(str(model)))
+
+
+def best_matte(predictor: ZimPredictor, prompt: Prompt) -> Matte:
+    """Answer one prompt on the predictor's picture with one matte (see :func:`matte`)."""
+    from zim.result import Matte
+
+    single = prompt.single_click
+    mattes, scores, low_res = predictor.predict_batch([prompt], multimask_output=single)
+    best = int(np.argmax(scores[0]))
+    assert predictor.image is not None
+    return Matte(
+        image=predictor.image,
+        alpha=mattes[0, best],
+        score=float(scores[0, best]),
+        low_res=low_res[0, best],
+    )

@@ -1,0 +1,446 @@
+"""``ZimPredictor``: set an image once, ask for as many mattes as you like.
+
+Names and arguments are those of SAM's ``SamPredictor``, so notebooks port by changing an import.
+What differs: the masks are mattes in [0, 1]; ``low_res`` logits are stride 2 (512 x 512 for a
+1024 frame) and can be given back as ``mask_input``; several boxes give a batch; nothing at all
+means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zim.errors import ImageError, PromptError
+from zim.framing import (
+    OUTSIDE,
+    Window,
+    crop_mask,
+    object_region,
+    paste_low_res,
+)
+from zim.geometry import Frame
+from zim.images import load_image
+from zim.model.matting import ImageFeatures, ZimNetwork
+from zim.model.prompt_encoder import ABSENT, PAD
+from zim.prompts import BOX_FIRST, BOX_LAST, POSITIVE, Prompt, check_box, whole_frame
+
+#: bytes that the per-prompt maps of one decoder chunk may take
+DECODE_BYTES = 1 << 30
+#: the most an alpha or mask prompt is trusted, as a logit
+MASK_LOGIT = 6.0
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class ZimPredictor:
+    """Mattes from prompts, with the image embedding kept between calls."""
+
+    def __init__(self, model: ZimNetwork) -> None:
+        """Wrap a model; it is switched to evaluation mode and stays on its device."""
+        self.model = model.eval()
+        self.reset_image()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> ZimPredictor:
+        """Load a model as :func:`zim.load` does and wrap it."""
+        from zim.api import load
+
+        return cls(load(source, **options))
+
+    @property
+    def device(self) -> torch.device:
+        """Return the model's device."""
+        return self.model.device
+
+    def reset_image(self) -> None:
+        """Forget the picture."""
+        self.image: np.ndarray | None = None
+        self.frame: Frame | None = None
+        self.features: ImageFeatures | None = None
+        self._small: np.ndarray | None = None
+
+    @torch.inference_mode()
+    def set_image(self, image: Any, image_format: str = "RGB") -> None:
+        """Encode a picture for the prompts that follow.
+
+        Args:
+            image: path, bytes, PIL image, H x W x 3 array (uint8, uint16, float in [0, 1]) or
+                CHW tensor; anything :func:`zim.images.load_image` takes.
+            image_format: ``RGB`` or ``BGR``, the channel order of arrays.
+
+        Raises:
+            ImageError: it cannot be read or used.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
+        rgb = load_image(image).rgb
+        if image_format == "BGR":
+            rgb = np.ascontiguousarray(rgb[..., ::-1])
+        self.reset_image()
+        frame = Frame((rgb.shape[0], rgb.shape[1]), self.model.config.image_size)
+        small = frame.resize(rgb)
+        self.features = self._encode([small])
+        self.image, self.frame, self._small = rgb, frame, small
+
+    def get_image_embedding(self) -> Tensor:
+        """Return the embedding, 1 x C x S/16 x S/16 (1 x 256 x 64 x 64 for the ViT models)."""
+        return self._ready()[2].embedding
+
+    def predict(
+        self,
+        point_coords: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Arrays:
+        """Predict mattes for one prompt, or for a batch of prompts.
+
+        Args:
+            point_coords: N x 2 pixels (x, y), or B x N x 2.
+            point_labels: N or B x N, 1 object, 0 background.
+            box: x0, y0, x1, y1, or B x 4.
+            mask_input: low-res logits of an earlier call, 1 x m x m (or B x 1 x m x m); SAM's
+                1 x 256 x 256 works too.
+            multimask_output: three alternatives (mask tokens 1 to 3) instead of one (token 0).
+            return_logits: give logits instead of mattes in [0, 1].
+
+        Returns:
+            mattes float32 C x H x W at the picture's own size, predicted quality float32 C, and
+            low-res logits float32 C x S/2 x S/2. Batches have a leading B.
+
+        Raises:
+            PromptError: the prompt is malformed or outside the picture.
+        """
+        frame = self._ready()[1]
+        prompts, batched = _split_batch(point_coords, point_labels, box, mask_input, frame.original)
+        result = self._answer(prompts, multimask_output, return_logits)
+        return result if batched else (result[0][0], result[1][0], result[2][0])
+
+    def predict_batch(
+        self,
+        prompts: Sequence[Prompt | dict[str, Any]],
+        multimask_output: bool = False,
+        return_logits: bool = False,
+    ) -> Arrays:
+        """Predict mattes of many objects in one pass; prompts may be of different kinds.
+
+        Args:
+            prompts: :class:`zim.Prompt` or dictionaries of :meth:`zim.Prompt.create`'s arguments
+                (``points``, ``labels``, ``box``, ``scribble``, ``mask``, ``low_res``).
+            multimask_output: as in :meth:`predict`.
+            return_logits: as in :meth:`predict`.
+
+        Returns:
+            mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2, all float32;
+            row i equals what :meth:`predict` gives for prompt i alone.
+        """
+        size = self._ready()[1].original
+        checked = [p if isinstance(p, Prompt) else Prompt.create(size, **p) for p in prompts]
+        return self._answer(checked, multimask_output, return_logits)
+
+    @torch.inference_mode()
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same with tensors, which stay on the model's device.
+
+        Args:
+            point_coords: B x N x 2 in the picture's pixels (not SAM's transformed frame).
+            point_labels: B x N.
+            boxes: B x 4.
+            mask_input: B x 1 x m x m logits.
+            multimask_output: as in :meth:`predict`.
+            return_logits: as in :meth:`predict`.
+
+        Returns:
+            mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2.
+        """
+        frame = self._ready()[1]
+        arrays = [
+            None if t is None else t.detach().cpu().numpy()
+            for t in (point_coords, point_labels, boxes, mask_input)
+        ]
+        prompts, _ = _split_batch(*arrays, frame.original)
+        full, iou, low = self._decode(prompts, _tokens(multimask_output))
+        return (full if return_logits else full.sigmoid_()), iou, low
+
+    @torch.inference_mode()
+    def _answer(self, prompts: list[Prompt], multimask: bool, logits: bool) -> Arrays:
+        full, iou, low = self._decode(prompts, _tokens(multimask))
+        if not logits:
+            full = full.sigmoid_()
+        return full.cpu().numpy(), iou.cpu().numpy(), low.cpu().numpy()
+
+    def _ready(self) -> tuple[np.ndarray, Frame, ImageFeatures]:
+        if self.image is None or self.frame is None or self.features is None:
+            raise ImageError("no image is set; call set_image(image) before predict")
+        return self.image, self.frame, self.features
+
+    # Decoding. Prompts are in picture pixels; a "view" is the whole picture or a crop of it.
+
+    def _decode(self, prompts: list[Prompt], tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return full-size logits, quality and low-res logits of checked prompts."""
+        image, frame, features = self._ready()
+        size = frame.original
+        prompts = [
+            p
+            if not (p.empty and p.low_res is None)
+            else Prompt(p.points, p.labels, whole_frame(size))
+            for p in prompts
+        ]
+        if not prompts:
+            raise PromptError("the list of prompts is empty; give at least one")
+        if not self.model.config.framing:
+            low, iou = self._decode_view(self._small_image(), frame, features, prompts, tokens)
+            return frame.enlarge(low), iou, low
+
+        windows = self._windows(prompts, tokens)
+        count = len(range(self.model.config.decoder.mask_tokens)[tokens])
+        side = frame.size // 2
+        full = torch.full((len(prompts), count, *size), OUTSIDE, device=self.device)
+        low = full.new_empty(len(prompts), count, side, side)
+        iou = full.new_empty(len(prompts), count)
+        whole = [i for i, w in enumerate(windows) if w is None]
+        if whole:
+            some = [prompts[i] for i in whole]
+            low[whole], iou[whole] = self._decode_view(
+                self._small_image(), frame, features, some, tokens
+            )
+            for i in whole:
+                full[i] = frame.enlarge(low[i : i + 1])[0]
+        for i, window in enumerate(windows):
+            if window is None:
+                continue
+            inner = Frame((window.height, window.width), frame.size)
+            small = inner.resize(np.ascontiguousarray(window.crop(image)))
+            moved = _move(prompts[i], window, frame, inner)
+            part, iou[i : i + 1] = self._decode_view(
+                small, inner, self._encode([small]), [moved], tokens
+            )
+            full[i, :, window.y0 : window.y1, window.x0 : window.x1] = inner.enlarge(part)[0]
+            low[i] = paste_low_res(part[0], window, frame, inner)
+        return full, iou, low
+
+    def _windows(self, prompts: list[Prompt], tokens: slice) -> list[Window | None]:
+        """Choose where to look again: round the box, or round what a first look finds."""
+        _, frame, features = self._ready()
+        regions: list[np.ndarray | None] = [p.box for p in prompts]
+        unknown = [i for i, region in enumerate(regions) if region is None]
+        if unknown:
+            low, _ = self._decode_view(
+                self._small_image(), frame, features, [prompts[i] for i in unknown], tokens
+            )
+            for row, i in enumerate(unknown):
+                positive = prompts[i].points[prompts[i].labels == POSITIVE]
+                regions[i] = object_region(low[row], frame, positive)
+        factor = self.model.config.framing
+        return [
+            None if region is None else Window.around(region, frame.original, factor)
+            for region in regions
+        ]
+
+    def _small_image(self) -> np.ndarray:
+        if self._small is None:
+            raise ImageError("no image is set; call set_image(image) before predict")
+        return self._small
+
+    def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
+        """Encode pictures already scaled to the frame, uint8 h x w x 3."""
+        batch = [
+            self.model.preprocess(
+                torch.from_numpy(np.ascontiguousarray(p)).to(self.device).permute(2, 0, 1)[None]
+            )
+            for p in pictures
+        ]
+        return self.model.encode_image(torch.cat(batch))
+
+    def _decode_view(
+        self,
+        small: np.ndarray,
+        frame: Frame,
+        features: ImageFeatures,
+        prompts: list[Prompt],
+        tokens: slice,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts of one view to low-res logits B x C x S/2 x S/2 and quality B x C."""
+        config = self.model.config
+        points, labels = pad_prompts(prompts, frame)
+        masks = _mask_logits(prompts, frame)
+        cues: np.ndarray | None = None
+        if config.cue_planes:
+            from zim.cues import compute_cues
+
+            cues = compute_cues(small, points, labels, config.image_size, masks)
+        # One widest map per prompt at stride 2, times what is alive around it.
+        alive = 4 * (config.image_size // 2) ** 2 * sum(config.decoder.fusion)
+        step = max(1, DECODE_BYTES // alive)
+        lows, scores = [], []
+        for start in range(0, len(prompts), step):
+            rows = slice(start, start + step)
+            out = self.model.decode(
+                features,
+                torch.from_numpy(points[rows]).to(self.device),
+                torch.from_numpy(labels[rows]).to(self.device),
+                mask_input=None
+                if masks is None
+                else torch.from_numpy(masks[rows, None]).to(self.device, self.model.dtype),
+                cues=None
+                if cues is None
+                else torch.from_numpy(cues[rows]).to(self.device, self.model.dtype),
+                tokens=tokens,
+            )
+            lows.append(out.logits)
+            scores.append(out.iou)
+        return torch.cat(lows), torch.cat(scores)
+
+
+def pad_prompts(prompts: Sequence[Prompt], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Bring prompts of different lengths into one batch.
+
+    Args:
+        prompts: in the pixels of the view.
+        frame: the view's frame.
+
+    Returns:
+        float32 B x N x 2 points in the model frame and int64 B x N labels. As in SAM, a prompt of
+        points without a box ends with one padding point (-1); shorter rows are filled with -2.
+    """
+    rows = []
+    for prompt in prompts:
+        points, labels = prompt.sequence()
+        if prompt.box is None and len(points):
+            points = np.concatenate([points, np.zeros((1, 2), np.float32)])
+            labels = np.concatenate([labels, [PAD]])
+        rows.append((points, labels))
+    longest = max(len(labels) for _, labels in rows)
+    points = np.zeros((len(rows), longest, 2), np.float32)
+    labels = np.full((len(rows), longest), ABSENT, np.int64)
+    for i, (xy, kinds) in enumerate(rows):
+        points[i, : len(xy)] = frame.to_frame(xy)
+        labels[i, : len(kinds)] = kinds
+    return points, labels
+
+
+def _mask_logits(prompts: Sequence[Prompt], frame: Frame) -> np.ndarray | None:
+    """Return mask prompts as float32 B x S/2 x S/2 logits, None when there are none.
+
+    Raises:
+        PromptError: some prompts of a batch carry a mask and others do not.
+    """
+    given = [p.mask is not None or p.low_res is not None for p in prompts]
+    if not any(given):
+        return None
+    if not all(given):
+        raise PromptError(
+            f"{sum(given)} of {len(given)} prompts carry a mask; a batch needs one for all or none"
+        )
+    side = frame.size // 2
+    maps = []
+    for prompt in prompts:
+        if prompt.low_res is not None:
+            low = prompt.low_res
+            maps.append(low if low.shape[-1] == side else _resize_square(low, side))
+            continue
+        assert prompt.mask is not None
+        alpha = np.clip(frame.shrink_mask(prompt.mask, side), 1e-4, 1 - 1e-4)
+        maps.append(np.clip(np.log(alpha / (1 - alpha)), -MASK_LOGIT, MASK_LOGIT)[None])
+    return np.concatenate(maps).astype(np.float32)
+
+
+def _resize_square(low: np.ndarray, side: int) -> np.ndarray:
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(low)[None], (side, side), mode="bilinear", align_corners=False
+    )
+    return resized[0].numpy()
+
+
+def _move(prompt: Prompt, window: Window, frame: Frame, inner: Frame) -> Prompt:
+    """Express a prompt of the picture in a crop of it."""
+    points, labels = window.move_points(prompt.points, prompt.labels)
+    keep = labels != ABSENT
+    box = None
+    if prompt.box is not None:
+        corners, _ = window.move_points(prompt.box.reshape(2, 2), np.array([BOX_FIRST, BOX_LAST]))
+        box = corners.reshape(4)
+    low = None
+    if prompt.low_res is not None:
+        low = crop_mask(torch.from_numpy(prompt.low_res), window, frame, inner).numpy()
+    mask = None if prompt.mask is None else np.ascontiguousarray(window.crop(prompt.mask))
+    return Prompt(points[keep], labels[keep], box, mask, low)
+
+
+def _tokens(multimask: bool) -> slice:
+    return slice(1, None) if multimask else slice(0, 1)
+
+
+def _split_batch(
+    point_coords: Any, point_labels: Any, box: Any, mask_input: Any, size: tuple[int, int]
+) -> tuple[list[Prompt], bool]:
+    """Turn SamPredictor's arguments into prompts; tell whether they were a batch."""
+    if (point_coords is None) != (point_labels is None):
+        given, missing = ("point_coords", "point_labels")
+        if point_coords is None:
+            given, missing = missing, given
+        raise PromptError(f"{given} were given without {missing}; give both or neither")
+    ranks = (
+        (point_coords, 3, "point_coords"),
+        (box, 2, "box"),
+        (mask_input, 4, "mask_input"),
+    )
+    lengths: dict[str, int] = {}
+    for value, rank, name in ranks:
+        if value is None:
+            continue
+        shape = np.shape(value)
+        if len(shape) == rank:
+            lengths[name] = shape[0]
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{k} has {v}" for k, v in lengths.items())
+        raise PromptError(f"batch sizes differ: {text}; give one row per prompt in each")
+    count = next(iter(lengths.values()), 1)
+
+    def row(value: Any, rank: int, i: int) -> Any:
+        if value is None:
+            return None
+        return value[i] if len(np.shape(value)) == rank else value
+
+    prompts = []
+    for i in range(count):
+        labels = row(point_labels, 2, i)
+        low = row(mask_input, 4, i)
+        prompt = Prompt.create(
+            size,
+            points=row(point_coords, 3, i),
+            labels=labels,
+            box=None if box is None else check_box(row(box, 2, i), size),
+            low_res=None if low is None else _check_low_res(low),
+        )
+        prompts.append(prompt)
+    return prompts, bool(lengths)
+
+
+def _check_low_res(mask: Any) -> np.ndarray:
+    low = np.asarray(mask, np.float32)
+    if low.ndim == 2:
+        low = low[None]
+    if low.ndim != 3 or low.shape[0] != 1 or low.shape[1] != low.shape[2]:
+        raise PromptError(
+            f"mask_input has shape {np.shape(mask)}; expected 1 x m x m logits of one earlier mask"
+        )
+    if not np.isfinite(low).all():
+        raise PromptError("mask_input holds NaN or infinity; expected logits")
+    return low
