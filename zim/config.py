@@ -144,7 +144,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _SMALL_DECODER = DecoderConfig(
-    dim=128, heads=4, mlp_dim=512, iou_hidden=128, stem=(24, 64, 128), fusion=(96, 64, 32)
+    dim=128, heads=4, mlp_dim=512, iou_hidden=128, stem=(24, 64, 128), fusion=(64, 32, 16)
 )
 
 PRESETS: dict[str, ZimConfig] = {

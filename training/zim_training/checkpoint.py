@@ -1,0 +1,65 @@
+"""Checkpoints of a run: written atomically, resumed exactly, exported as inference weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zim.errors import CheckpointError
+
+
+class Ema:
+    """Exponential moving average of a model's weights and buffers."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        """Start from the model as it is."""
+        self.decay, self.steps = decay, 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model; young averages move faster."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        source = model.state_dict()
+        for key, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(source[key].to(value.dtype), 1 - decay)
+            else:
+                value.copy_(source[key])
+
+
+def write_atomically(path: Path, payload: dict[str, Any]) -> None:
+    """Save with ``torch.save`` under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(payload, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of our own.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; start without --resume") from error
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line to a log."""
+    with path.open("a") as handle:
+        handle.write(json.dumps(record) + "\n")

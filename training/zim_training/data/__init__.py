@@ -1,0 +1,1 @@
+"""Data engine: sources, scenes, prompts and packs for training small matting models."""

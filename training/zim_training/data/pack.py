@@ -1,0 +1,140 @@
+"""Packs: scenes with prompts and cues computed beforehand, so that training never waits.
+
+A pack is a folder of shards; a shard is a folder of ``.npy`` arrays that training maps into
+memory. A shard is written under a temporary name and renamed when complete, and its contents follow
+from the seed alone, so an interrupted run continues where it stopped and training may start on
+the shards that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from zim.cues import CUE_PLANES, compute_cues
+from zim.errors import ConfigError
+from zim_training.data.scenes import Scene, SceneMaker
+from zim_training.data.sources import Split, split_table
+from zim_training.prompts import KINDS, MASK_SIDE, MAX_POINTS, Prompt, draw
+
+#: bump when scenes, prompts or cues change: packs of another version are refused
+GENERATOR_VERSION = 1
+#: scenes per shard: about 60 MB
+SHARD = 96
+#: how the third prompt of a scene is drawn
+_EXTRA = {"box": 0.2, "click": 0.22, "clicks": 0.2, "box_click": 0.14, "scribble": 0.1}
+_EXTRA |= {"whole": 0.03, "correction": 0.11}
+_SPLIT_SEED = {"train": 0, "dev": 1}
+#: quantisation of cues and old logits
+CUE_SCALE, MASK_SCALE = 127.0, 16.0
+
+
+def scene_prompts(scene: Scene, rng: np.random.Generator, frame: int) -> list[tuple[int, Prompt]]:
+    """Draw a box and a click for the framed target and one more prompt for any target."""
+    kinds = list(_EXTRA)
+    weights = np.array(list(_EXTRA.values()))
+    extra = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+    count = len(scene.alphas)
+    target = int(rng.integers(count)) if extra != "whole" else 0
+    prompts = []
+    for index, kind in ((0, "box"), (0, "click"), (target, extra)):
+        rest = [i for i in range(count) if i != index]
+        others = scene.alphas[rest].max(0) if rest else np.zeros_like(scene.alphas[0])
+        prompt = draw(rng, kind, scene.alphas[index], others, frame)
+        if prompt is not None:
+            prompts.append((index, prompt))
+    return prompts
+
+
+def write_pack(root: Path, out: Path, split: Split, scenes: int, seed: int = 0) -> Iterator[int]:
+    """Write the missing shards of a pack; yields the number of finished shards.
+
+    Raises:
+        ConfigError: the folder holds a pack of other settings.
+    """
+    cv2.setNumThreads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": 256}
+    meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
+    info = out / "pack.json"
+    if info.exists() and json.loads(info.read_text()) != meta:
+        raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
+    info.write_text(json.dumps(meta, indent=1) + "\n")
+    (out / "splits.json").write_text(json.dumps(split_table(root), indent=1) + "\n")
+    maker = SceneMaker(root, split)
+    for number in range(-(-scenes // SHARD)):
+        folder = out / f"shard_{number:05d}"
+        if not folder.exists():
+            size = min(SHARD, scenes - number * SHARD)
+            first = (seed, _SPLIT_SEED[split], number)
+            _write_shard(maker, folder, [(*first, k) for k in range(size)])
+        yield number + 1
+
+
+def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) -> None:
+    side, half = maker.side, maker.side // 2
+    images = np.zeros((len(seeds), side, side, 3), np.uint8)
+    sizes = np.zeros((len(seeds), 2), np.int16)
+    natural = np.zeros(len(seeds), np.bool_)
+    alphas, columns = [], {k: [] for k in ("scene", "target", "kind", "points", "labels")}
+    cues, masks = [], []
+    for k, seed in enumerate(seeds):
+        scene = maker.make(seed)
+        h, w = scene.image.shape[:2]
+        images[k, :h, :w], sizes[k], natural[k] = scene.image, (h, w), scene.kind == "natural"
+        prompts = scene_prompts(scene, np.random.default_rng((*seed, 7)), side)
+        used: dict[int, int] = {}
+        for index, prompt in prompts:
+            if index not in used:
+                used[index] = len(alphas)
+                padded = np.zeros((side, side), np.uint8)
+                padded[:h, :w] = np.round(scene.alphas[index] * 255)
+                alphas.append(padded)
+            columns["scene"].append(k)
+            columns["target"].append(used[index])
+            columns["kind"].append(KINDS.index(prompt.kind))
+            columns["points"].append(prompt.points)
+            columns["labels"].append(prompt.labels)
+            old = np.full((MASK_SIDE, MASK_SIDE), np.nan) if prompt.mask is None else prompt.mask
+            masks.append(old)
+        cues.append(_cues(scene, [p for _, p in prompts], side))
+    arrays = {
+        "image": images,
+        "size": sizes,
+        "natural": natural,
+        "alpha": np.stack(alphas),
+        "scene": np.array(columns["scene"], np.int32),
+        "target": np.array(columns["target"], np.int32),
+        "kind": np.array(columns["kind"], np.int8),
+        "points": np.array(columns["points"], np.float32).reshape(-1, MAX_POINTS, 2),
+        "labels": np.array(columns["labels"], np.int8).reshape(-1, MAX_POINTS),
+        "cues": np.concatenate(cues).reshape(-1, CUE_PLANES, half, half),
+        # int8 sixteenths of a logit; -128 marks "no earlier mask"
+        "mask": np.where(
+            np.isnan(masks), -128, np.clip(np.round(np.nan_to_num(masks) * MASK_SCALE), -127, 127)
+        ).astype(np.int8),
+    }
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cues(scene: Scene, prompts: list[Prompt], side: int) -> np.ndarray:
+    """Cues of a scene's prompts as int8, prompt by prompt (only some carry a mask)."""
+    planes = []
+    for prompt in prompts:
+        mask = None if prompt.mask is None else prompt.mask[None]
+        cue = compute_cues(scene.image, prompt.points[None], prompt.labels[None], side, mask)
+        planes.append(np.round(cue[0] * CUE_SCALE).astype(np.int8))
+    return np.array(planes, np.int8).reshape(-1, CUE_PLANES, side // 2, side // 2)

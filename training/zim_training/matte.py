@@ -1,0 +1,302 @@
+"""Train a small matting network on packs: one process, time-based schedule, exact resume.
+
+The schedule runs on training time, so ``--minutes`` is what the run takes whatever the machine.
+Which scenes a step sees depends on the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zim
+from zim.config import ZimConfig, get_config
+from zim.cues import PRIOR_SCALE
+from zim.errors import ConfigError
+from zim_training import checkpoint
+from zim_training.data.loader import Batch, Pack
+from zim_training.losses import prompt_loss
+from zim_training.prompts import KINDS
+
+
+@dataclass(frozen=True)
+class MatteConfig:
+    """Settings of a run; stored with it."""
+
+    preset: str = "nano"
+    minutes: float = 60.0
+    steps: int = 0  # when given, the schedule runs on steps instead of minutes
+    scenes: int = 6  # per step, each with about three prompts
+    rate: float = 1e-3
+    warm_up: int = 80
+    decay: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.998
+    gradient: float = 2.0
+    entropy: float = 0.3
+    overlap: float = 0.3
+    seed: int = 0
+    save_minutes: float = 2.0
+    eval_minutes: float = 6.0
+    eval_scenes: int = 96
+
+
+class MatteTrainer:
+    """The state of a run and its loop."""
+
+    def __init__(self, config: MatteConfig, data: Path, run: Path, resume: bool = False) -> None:
+        """Build or resume a run.
+
+        Args:
+            config: settings.
+            data: folder with the packs ``train`` and, if there is one, ``dev``.
+            run: folder for checkpoints, log and sample sheets.
+            resume: continue from ``run/last.pt``.
+        """
+        self.config, self.run = config, run
+        run.mkdir(parents=True, exist_ok=True)
+        self.pack = Pack(data / "train")
+        self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
+        network: ZimConfig = get_config(config.preset)
+        if not network.cue_planes:
+            raise ConfigError(f"{config.preset} takes no cues; this loop trains cue models (nano)")
+        torch.manual_seed(config.seed)
+        self.model = zim.build(network, seed=config.seed)
+        start_near_prior(self.model)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.ema = checkpoint.Ema(self.model, config.ema)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.decay), config.rate)
+        self.step, self.seconds = 0, 0.0
+        if resume:
+            self._load(checkpoint.read(run / "last.pt"))
+
+    def progress(self) -> float:
+        """Return how much of the schedule is done, 0 to 1."""
+        if self.config.steps:
+            return min(1.0, self.step / self.config.steps)
+        return min(1.0, self.seconds / (60 * self.config.minutes))
+
+    def fit(self) -> None:
+        """Train to the end of the schedule, logging, evaluating and saving on the way."""
+        saved = evaluated = logged = self.seconds
+        losses: list[float] = []
+        while self.progress() < 1.0:
+            start = time.perf_counter()
+            losses.append(self.train_step())
+            self.seconds += time.perf_counter() - start
+            if self.step % 25 == 0:
+                pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
+                self._log(kind="train", loss=float(np.mean(losses)), images_per_s=round(pace, 2))
+                losses.clear()
+                logged = self.seconds
+                self.pack.refresh()
+            if self.seconds - saved > 60 * self.config.save_minutes:
+                self.save()
+                saved = self.seconds
+            if self.dev and self.seconds - evaluated > 60 * self.config.eval_minutes:
+                self.evaluate()
+                evaluated = self.seconds
+        self.save()
+        if self.dev:
+            self.evaluate()
+
+    def train_step(self) -> float:
+        """Draw a batch, take one optimiser step, return the mean loss of token 0."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, self.step))
+        chosen = rng.choice(len(self.pack), min(config.scenes, len(self.pack)), replace=False)
+        batch = self.pack.batch(chosen.tolist(), rng)
+        rate = learning_rate(config, self.step, self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        logits, quality, order = forward(self.model, batch)
+        alpha = F.avg_pool2d(batch.alpha, 2)[order]
+        valid = batch.inside[batch.scene[order]]
+        loss, first = prompt_loss(
+            logits,
+            quality,
+            alpha,
+            valid,
+            batch.single[order].float(),
+            gradient=config.gradient,
+            entropy=config.entropy,
+            overlap=config.overlap,
+        )
+        if not torch.isfinite(loss):
+            raise ConfigError(f"the loss is {loss.item()} at step {self.step}; lower the rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.ema.update(self.model)
+        self.step += 1
+        return float(first.mean())
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Score the average model on dev scenes against the classical plane; write a sheet."""
+        if self.dev is None:
+            raise ConfigError("there is no dev pack beside the training pack")
+        table, rows = score(self.ema.model, self.dev, self.config.eval_scenes)
+        self._log(kind="dev", scores=table)
+        cv2.imwrite(str(self.run / f"sheet_{self.step:06d}.png"), np.vstack(rows)[..., ::-1])
+        return table
+
+    def save(self) -> None:
+        """Write ``last.pt``: everything needed to go on."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "ema_steps": self.ema.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": asdict(self.config),
+            "network": self.model.config.to_dict(),
+        }
+        checkpoint.write_atomically(self.run / "last.pt", state)
+
+    def _load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.ema.steps = state["ema_steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _log(self, **record: object) -> None:
+        shared = {"step": self.step, "minutes": round(self.seconds / 60, 2), "pack": len(self.pack)}
+        checkpoint.append_line(self.run / "metrics.jsonl", shared | record)
+
+
+def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode the batch's images and decode its prompts in bf16.
+
+    Returns:
+        Logits ``b 4 S/2 S/2``, quality ``b 4``, and the prompts' order (those with an earlier mask
+        are decoded apart and come last).
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.preprocess(batch.image)  # pyright: ignore[reportCallIssue]
+        images = padded_zero(images, batch).contiguous(memory_format=torch.channels_last)
+        features = model.encode_image(images)  # pyright: ignore[reportCallIssue]
+        outputs, order = [], []
+        for wanted in (False, True):
+            rows = torch.nonzero(batch.has_mask == wanted)[:, 0]
+            if not len(rows):
+                continue
+            cues = batch.cues[rows].contiguous(memory_format=torch.channels_last)
+            out = model.decode(  # pyright: ignore[reportCallIssue]
+                features,
+                batch.points[rows],
+                batch.labels[rows],
+                mask_input=batch.mask[rows] if wanted else None,
+                cues=cues,
+                image_index=batch.scene[rows],
+            )
+            outputs.append(out)
+            order.append(rows)
+    logits = torch.cat([o.logits.float() for o in outputs])
+    return logits, torch.cat([o.iou.float() for o in outputs]), torch.cat(order)
+
+
+def padded_zero(images: Tensor, batch: Batch) -> Tensor:
+    """Set the padding to zero after normalisation, as the predictor does."""
+    picture = torch.zeros_like(images[:, :1])
+    for row, (height, width) in zip(picture, batch.size.tolist(), strict=True):
+        row[:, :height, :width] = 1
+    return images * picture
+
+
+def start_near_prior(model: nn.Module) -> None:
+    """Shrink the hypernetworks' last layers: the untrained network answers with the prior."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "output_hypernetworks_mlps" in name and ".layers.2." in name:
+                weight.mul_(0.1)
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels only."""
+    large = [p for p in model.parameters() if p.ndim > 1]
+    small = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": large, "weight_decay": decay}, {"params": small, "weight_decay": 0.0}]
+
+
+def learning_rate(config: MatteConfig, step: int, progress: float) -> float:
+    """Linear warm-up over steps, then half a cosine over the schedule down to one percent."""
+    warm = min(1.0, (step + 1) / max(1, config.warm_up))
+    return config.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module, pack: Pack, scenes: int, sheet: int = 12
+) -> tuple[dict[str, dict[str, float]], list[np.ndarray]]:
+    """MSE x 1e3 at stride 2 per prompt kind, of the network (token 0) and of the prior plane.
+
+    Returns:
+        ``{kind: {n, net, prior}}``, further split into natural and composite scenes for boxes and
+        clicks, ``click_best`` being the token a lone click would get by predicted quality; and
+        picture rows for a sample sheet (image, truth, prior, network).
+    """
+    model.eval()
+    values: dict[str, list[tuple[float, float]]] = {}
+    rows: list[np.ndarray] = []
+    for start in range(0, min(scenes, len(pack)), 8):
+        numbers = list(range(start, min(start + 8, scenes, len(pack))))
+        batch = pack.batch(numbers)
+        logits, quality, order = forward(model, batch)
+        alpha = F.avg_pool2d(batch.alpha, 2)[order, 0]
+        valid = batch.inside[batch.scene[order], 0]
+        predicted = logits.sigmoid()
+        prior = torch.sigmoid(PRIOR_SCALE * batch.cues[order, 0])
+        area = valid.sum((1, 2))
+        error = (((predicted - alpha[:, None]) ** 2) * valid[:, None]).sum((2, 3)) / area[:, None]
+        reference = (((prior - alpha) ** 2) * valid).sum((1, 2)) / area
+        best = quality[:, 1:].argmax(1) + 1
+        for k, row in enumerate(order.tolist()):
+            kind = KINDS[int(batch.kind[row])]
+            name, index = pack.index[numbers[int(batch.scene[row])]]
+            scene_kind = "natural" if pack.shards[name]["natural"][index] else "composite"
+            pair = (float(error[k, 0]), float(reference[k]))
+            values.setdefault(kind, []).append(pair)
+            if kind in ("box", "click"):
+                values.setdefault(f"{kind}_{scene_kind}", []).append(pair)
+            if kind == "click":
+                values.setdefault("click_best", []).append((float(error[k, best[k]]), pair[1]))
+            if kind in ("box", "click") and len(rows) < sheet:
+                rows.append(_row(batch, row, alpha[k], prior[k], predicted[k, 0]))
+    table = {
+        kind: {
+            "n": len(pairs),
+            "net": round(1e3 * float(np.mean([p[0] for p in pairs])), 2),
+            "prior": round(1e3 * float(np.mean([p[1] for p in pairs])), 2),
+        }
+        for kind, pairs in sorted(values.items())
+    }
+    return table, rows
+
+
+def _row(batch: Batch, row: int, *mattes: Tensor) -> np.ndarray:
+    picture = F.avg_pool2d(batch.image[batch.scene[row]][None], 2)[0]
+    image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy().astype(np.uint8))
+    marks = zip(batch.points[row].tolist(), batch.labels[row].tolist(), strict=True)
+    spots = [(x / 2, y / 2, label) for (x, y), label in marks if label >= 0]
+    corners = [(round(x), round(y)) for x, y, label in spots if label >= 2]
+    if len(corners) == 2:
+        cv2.rectangle(image, corners[0], corners[1], (255, 220, 0), 1)
+    for x, y, label in spots:
+        if label < 2:
+            colour = (0, 255, 0) if label else (255, 0, 0)
+            cv2.circle(image, (round(x), round(y)), 2, colour, -1)
+    greys = [np.dstack([(m.numpy() * 255).astype(np.uint8)] * 3) for m in mattes]
+    return np.hstack([image, *greys])
