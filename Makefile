@@ -46,7 +46,7 @@ types: $(STAMP)  ## type check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 imports: $(STAMP)  ## import contracts between the packages
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 check: lint types imports test  ## everything but the slow tests
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import re
 from types import ModuleType
+
+from packaging.requirements import Requirement
 
 from zim.errors import MissingExtraError
 
@@ -32,20 +33,29 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def missing_by_extra() -> dict[str, list[str]]:
-    """Return, for every extra of the installed distribution, the packages that are missing.
+    """Return, for every extra of the installed distribution, the requirements that are not met.
 
     An empty list means the extra is usable. Extras made of other extras (``all``) are left out.
     """
     metadata = importlib.metadata.metadata(DISTRIBUTION)
-    missing: dict[str, list[str]] = {
-        name: [] for name in metadata.get_all("Provides-Extra") or [] if name != "all"
+    extras = [name for name in metadata.get_all("Provides-Extra") or [] if name != "all"]
+    requirements = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    return {
+        extra: [
+            f"{requirement.name}{requirement.specifier}"
+            for requirement in requirements
+            if requirement.marker
+            and requirement.marker.evaluate({"extra": extra})
+            and not requirement.marker.evaluate({"extra": ""})
+            and not _met(requirement)
+        ]
+        for extra in extras
     }
-    for requirement in importlib.metadata.requires(DISTRIBUTION) or []:
-        extra = re.search(r"""extra\s*==\s*['"]([\w-]+)['"]""", requirement)
-        package = re.match(r"[\w.-]+", requirement)
-        if extra and package and extra[1] in missing:
-            try:
-                importlib.metadata.version(package[0])
-            except importlib.metadata.PackageNotFoundError:
-                missing[extra[1]].append(package[0])
-    return missing
+
+
+def _met(requirement: Requirement) -> bool:
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)

@@ -134,7 +134,7 @@ def _one_image(
     seconds: dict[str, float] = {}
     try:
         with timed(seconds, "read"):
-            session.open(source)
+            session.read(source)
         with timed(seconds, "encode"):
             session.encode()
         for prompt, group in zip(prompts, row, strict=True):
