@@ -42,6 +42,11 @@ class Frame:
         (h, w), (sh, sw) = self.original, self.scaled
         return (np.asarray(xy, np.float64) * (sw / w, sh / h)).astype(np.float32)
 
+    def from_frame(self, xy: np.ndarray) -> np.ndarray:
+        """Undo :meth:`to_frame`, float32."""
+        (h, w), (sh, sw) = self.original, self.scaled
+        return (np.asarray(xy, np.float64) * (w / sw, h / sh)).astype(np.float32)
+
     def enlarge(self, logits: Tensor) -> Tensor:
         """Bring low-res logits back to the picture.
 
@@ -74,3 +79,36 @@ class Frame:
         frame = np.full((side, side), small.min(), np.float32)
         frame[:low_h, :low_w] = small
         return frame
+
+
+@dataclass(frozen=True)
+class ResizeLongestSide:
+    """SAM's ``predictor.transform``: pictures, points and boxes into the model frame.
+
+    Attributes:
+        target_length: side of the model frame.
+    """
+
+    target_length: int
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """Scale an H x W x 3 uint8 picture."""
+        return Frame((image.shape[0], image.shape[1]), self.target_length).resize(image)
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        """Scale points ``... 2`` (x, y) of a picture of ``(height, width)``."""
+        return Frame(original_size, self.target_length).to_frame(coords)
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        """Scale boxes ``... 4``."""
+        corners = np.asarray(boxes).reshape(-1, 2, 2)
+        return self.apply_coords(corners, original_size).reshape(np.shape(boxes))
+
+    def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """Scale points ``... 2``, keeping them on their device."""
+        moved = self.apply_coords(coords.detach().cpu().numpy(), original_size)
+        return torch.from_numpy(moved).to(coords.device)
+
+    def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """Scale boxes ``b 4``, keeping them on their device."""
+        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(boxes.shape)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from zim.errors import ImageError, PromptError
@@ -24,7 +25,7 @@ from zim.framing import (
     object_region,
     paste_low_res,
 )
-from zim.geometry import Frame
+from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.model.prompt_encoder import ABSENT, PAD
@@ -44,6 +45,7 @@ class ZimPredictor:
     def __init__(self, model: ZimNetwork) -> None:
         """Wrap a model; it is switched to evaluation mode and stays on its device."""
         self.model = model.eval()
+        self.transform = ResizeLongestSide(model.config.image_size)
         self.reset_image()
 
     @classmethod
@@ -87,6 +89,33 @@ class ZimPredictor:
         small = frame.resize(rgb)
         self.features = self._encode([small])
         self.image, self.frame, self._small = rgb, frame, small
+
+    @torch.inference_mode()
+    def set_torch_image(self, image: Tensor, original_image_size: tuple[int, int]) -> None:
+        """Encode a picture that is already scaled to the model frame.
+
+        Args:
+            image: 1 x 3 x h x w RGB in 0..255, longest side equal to the model's image size.
+            original_image_size: ``(height, width)`` the mattes are returned in.
+
+        Raises:
+            ImageError: the shape does not fit.
+        """
+        frame = Frame(
+            (original_image_size[0], original_image_size[1]), self.transform.target_length
+        )
+        if tuple(image.shape) != (1, 3, *frame.scaled):
+            raise ImageError(
+                f"the tensor has shape {tuple(image.shape)}; expected 1 x 3 x "
+                f"{frame.scaled[0]} x {frame.scaled[1]} from predictor.transform.apply_image"
+            )
+        self.reset_image()
+        small = image[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        self.features = self._encode([small])
+        # a second look needs a picture of the full size; the enlarged one is all there is
+        height, width = frame.original
+        full = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+        self.image, self.frame, self._small = np.asarray(full), frame, small
 
     def get_image_embedding(self) -> Tensor:
         """Return the embedding, 1 x C x S/16 x S/16 (1 x 256 x 64 x 64 for the ViT models)."""
@@ -159,9 +188,10 @@ class ZimPredictor:
         """Do the same with tensors, which stay on the model's device.
 
         Args:
-            point_coords: B x N x 2 in the picture's pixels (not SAM's transformed frame).
+            point_coords: B x N x 2 in the model frame, as in SAM: from
+                ``predictor.transform.apply_coords_torch(points, image.shape[:2])``.
             point_labels: B x N.
-            boxes: B x 4.
+            boxes: B x 4 in the model frame (``transform.apply_boxes_torch``).
             mask_input: B x 1 x m x m logits.
             multimask_output: as in :meth:`predict`.
             return_logits: as in :meth:`predict`.
@@ -170,11 +200,15 @@ class ZimPredictor:
             mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2.
         """
         frame = self._ready()[1]
-        arrays = [
+        points, labels, corners, masks = (
             None if t is None else t.detach().cpu().numpy()
             for t in (point_coords, point_labels, boxes, mask_input)
-        ]
-        prompts, _ = _split_batch(*arrays, frame.original)
+        )
+        if points is not None:
+            points = frame.from_frame(points)
+        if corners is not None:
+            corners = frame.from_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
+        prompts, _ = _split_batch(points, labels, corners, masks, frame.original)
         full, iou, low = self._decode(prompts, _tokens(multimask_output))
         return (full if return_logits else full.sigmoid_()), iou, low
 
@@ -261,9 +295,7 @@ class ZimPredictor:
     def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
         """Encode pictures already scaled to the frame, uint8 h x w x 3."""
         batch = [
-            self.model.preprocess(
-                torch.from_numpy(np.ascontiguousarray(p)).to(self.device).permute(2, 0, 1)[None]
-            )
+            self.model.preprocess(torch.tensor(p).to(self.device).permute(2, 0, 1)[None])
             for p in pictures
         ]
         return self.model.encode_image(torch.cat(batch))

@@ -30,8 +30,8 @@ _FROM_TRANSFORMERS: tuple[tuple[str, str], ...] = (
     (r"^vision_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
     (r"^vision_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
     (r"^vision_encoder\.", "image_encoder."),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding$",
+    (  # one tensor under two names; files carry either or both
+        r"^(?:prompt_encoder\.shared_embedding|shared_image_embedding)\.positional_embedding$",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
     ),
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
@@ -127,8 +127,6 @@ def to_sam_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key == "shared_image_embedding.positional_embedding":
-            continue  # tied to the prompt encoder's
         for pattern, target in _FROM_TRANSFORMERS:
             key = re.sub(pattern, target, key)
         renamed[key] = value
