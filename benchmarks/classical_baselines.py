@@ -448,6 +448,8 @@ def run(options: Options) -> dict[str, Any]:
                 f"{private[0]} may not be passed on, so its pictures must not enter the "
                 f"repository; write --sheet outside {_REPOSITORY.name} or leave that root out"
             )
+    if not options.root:
+        raise ZimError("--root got no folder; name at least one holding images/ and alphas/")
     facts = conditions(options)  # first: a long run must not name a commit made meanwhile
     set_threads(options.threads)
     by_root = [
