@@ -39,6 +39,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
         CheckpointError: no such model, or its weights are not there.
         ConfigError: device or dtype cannot be used.
     """
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
     source: str | Path = name
     row = REGISTRY.get(str(name))
     if row is not None:
@@ -58,8 +60,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
         raise CheckpointError(
             f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id"
         )
-    where = choose_device(device)
-    return Zim.from_pretrained(source).to(where, choose_dtype(dtype, where))
+    return Zim.from_pretrained(source).to(where, kind)
 
 
 def choose_device(device: str = "auto") -> torch.device:
