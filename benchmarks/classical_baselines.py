@@ -249,7 +249,8 @@ def zim_method(name: str, device: str, best_of_three: bool) -> Method:
         )
         return mattes[int(np.argmax(scores))]
 
-    return Method(name, answer)
+    # Reports are passed on, so a checkpoint's path is cut to its end.
+    return Method("/".join(Path(name).parts[-2:]), answer)
 
 
 def score(
@@ -463,6 +464,11 @@ def run(options: Options) -> dict[str, Any]:
     ]
     methods = list(CLASSICAL) if options.classical else []
     methods += [zim_method(m, options.device, options.best_of_three) for m in options.models]
+    names = [m.name for m in methods]
+    if len(set(names)) < len(names):
+        raise ZimError(
+            f"two methods share a name: {', '.join(names)}; rename a checkpoint's folder"
+        )
     records, mattes = score(pictures, methods, options.prompts)
     roots = list(dict.fromkeys(p.root for p in pictures))
     groups = {name: [r for r in records if r["root"] == name] for name in roots}
