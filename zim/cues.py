@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ _GRABCUT_ITERATIONS = 2
 _GEODESIC_SIDE = 64
 _BINS = 16
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 Mask = NDArray[np.uint8]
 
 
@@ -142,7 +143,7 @@ def _check(image, points, labels, image_size, mask) -> None:
         )
 
 
-def _half_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _half_size(image: Array) -> Array:
     height, width = image.shape[:2]
     even = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
     size = (even.shape[1] // 2, even.shape[0] // 2)
@@ -407,7 +408,7 @@ def _stamp(trimap: Mask, prompt: _Prompt, origin: tuple[int, int], scale: float)
             cv2.circle(trimap, centre, 1, int(label), -1)
 
 
-def _grabcut(crop: NDArray[np.uint8], trimap: Mask) -> Array | None:
+def _grabcut(crop: Array, trimap: Mask) -> Array | None:
     """Run GrabCut; None where it cannot start (one of the two classes is empty)."""
     foreground = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
     count = int(foreground.sum())
@@ -423,7 +424,7 @@ def _grabcut(crop: NDArray[np.uint8], trimap: Mask) -> Array | None:
     return ((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)).astype(np.float32)
 
 
-def _soften(crop: NDArray[np.uint8], hard: Array, radius: int = 3, epsilon: float = 3e-3) -> Array:
+def _soften(crop: Array, hard: Array, radius: int = 3, epsilon: float = 3e-3) -> Array:
     """Guided filter (grey guide): the mask's edge follows the image's edge."""
     guide = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
     window = (2 * radius + 1, 2 * radius + 1)

@@ -37,9 +37,10 @@ def _data(args: argparse.Namespace) -> Report:
         raise UsageError("data synth needs a folder: zim-train data synth OUT")
     out = Path(target)
     with timed(report.seconds, "synth"):
-        for split, count in (("dev", args.dev_scenes), ("train", args.scenes)):
-            for done in write_pack(root, out / split, split, count, args.seed):
-                sys.stderr.write(f"\r{split}: {done} shards")
+        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed):
+            sys.stderr.write(f"\rdev: {done} shards")
+        for done in write_pack(root, out / "train", "train", args.scenes, args.seed):
+            sys.stderr.write(f"\rtrain: {done} shards")
     sys.stderr.write("\n")
     report.outputs["pack"] = str(out)
     report.lines.append(str(out))

@@ -52,7 +52,14 @@ class MatteConfig:
 class MatteTrainer:
     """The state of a run and its loop."""
 
-    def __init__(self, config: MatteConfig, data: Path, run: Path, resume: bool = False) -> None:
+    def __init__(
+        self,
+        config: MatteConfig,
+        data: Path,
+        run: Path,
+        resume: bool = False,
+        network: ZimConfig | None = None,
+    ) -> None:
         """Build or resume a run.
 
         Args:
@@ -60,12 +67,17 @@ class MatteTrainer:
             data: folder with the packs ``train`` and, if there is one, ``dev``.
             run: folder for checkpoints, log and sample sheets.
             resume: continue from ``run/last.pt``.
+            network: in place of the preset's.
+
+        Raises:
+            ConfigError: no pack, or the network takes no cues.
+            CheckpointError: nothing to resume.
         """
         self.config, self.run = config, run
         run.mkdir(parents=True, exist_ok=True)
         self.pack = Pack(data / "train")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
-        network: ZimConfig = get_config(config.preset)
+        network = network or get_config(config.preset)
         if not network.cue_planes:
             raise ConfigError(f"{config.preset} takes no cues; this loop trains cue models (nano)")
         torch.manual_seed(config.seed)

@@ -7,12 +7,13 @@ negatives near the border, on other objects or anywhere); boxes are loose by up 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 Rng = np.random.Generator
 
 #: slots per prompt; a scribble fills them all

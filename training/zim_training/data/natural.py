@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 
 #: a region smaller than this share of the picture is no target
 MIN_SHARE = 0.006
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+def read_rgb(path: Path) -> Array:
     """Read a picture as RGB uint8 h x w x 3."""
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:

@@ -52,22 +52,32 @@ def scene_prompts(scene: Scene, rng: np.random.Generator, frame: int) -> list[tu
     return prompts
 
 
-def write_pack(root: Path, out: Path, split: Split, scenes: int, seed: int = 0) -> Iterator[int]:
+def write_pack(
+    root: Path, out: Path, split: Split, scenes: int, seed: int = 0, side: int = 256
+) -> Iterator[int]:
     """Write the missing shards of a pack; yields the number of finished shards.
+
+    Args:
+        root: the image collection (folder of ``index.csv``).
+        out: folder of the pack.
+        split: which sources to use.
+        scenes: how many scenes in all.
+        seed: another seed gives other scenes.
+        side: of the model frame in pixels, a multiple of 4.
 
     Raises:
         ConfigError: the folder holds a pack of other settings.
     """
     cv2.setNumThreads(1)
     out.mkdir(parents=True, exist_ok=True)
-    meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": 256}
+    meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
     meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
     info = out / "pack.json"
     if info.exists() and json.loads(info.read_text()) != meta:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
     info.write_text(json.dumps(meta, indent=1) + "\n")
     (out / "splits.json").write_text(json.dumps(split_table(root), indent=1) + "\n")
-    maker = SceneMaker(root, split)
+    maker = SceneMaker(root, split, side)
     for number in range(-(-scenes // SHARD)):
         folder = out / f"shard_{number:05d}"
         if not folder.exists():

@@ -7,12 +7,13 @@ alpha is the share of it that is covered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 Rng = np.random.Generator
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from zim_training.data import procedural
 from zim_training.data.natural import SegmentReader, read_rgb, soften
 from zim_training.data.sources import Source, Split, list_sources
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 unless said otherwise
 Rng = np.random.Generator
 
 #: a target must show at least this share of the frame
@@ -229,8 +230,9 @@ def _frame_window(rng: Rng, region: NDArray[np.bool_]) -> tuple[int, int, int, i
     own = rng.random() < 0.5
     half_w = (grow * (x1 - x0) if own else grow * extent) / 2
     half_h = (grow * (y1 - y0) if own else grow * extent) / 2
-    slack = (grow - 1) * extent * 0.25
-    middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.uniform(-slack, slack, 2)
+    half_w, half_h = max(half_w, 24.0), max(half_h, 24.0)
+    slack = np.maximum([half_w - (x1 - x0) / 2, half_h - (y1 - y0) / 2], 0) * 0.5
+    middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.uniform(-slack, slack)
     left, right = max(0, int(middle[0] - half_w)), min(width, int(middle[0] + half_w) + 1)
     top, bottom = max(0, int(middle[1] - half_h)), min(height, int(middle[1] + half_h) + 1)
     return left, top, right, bottom

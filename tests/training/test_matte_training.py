@@ -1,0 +1,147 @@
+"""Packs and the loop: shards resume, mirrored prompts stay on their object, runs resume exactly."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from zim.config import ConvEncoderConfig, DecoderConfig, ZimConfig
+from zim.errors import CheckpointError, ConfigError
+from zim_training import cli
+from zim_training.data import pack as packing
+from zim_training.data.loader import Pack
+from zim_training.matte import MatteConfig, MatteTrainer
+from zim_training.prompts import KINDS
+
+SIDE = 64
+NETWORK = ZimConfig(
+    "small",
+    ConvEncoderConfig(width8=8, width16=16, blocks8=1, blocks16=1, attn_blocks=1, heads=2),
+    image_size=SIDE,
+    decoder=DecoderConfig(
+        dim=16, heads=2, mlp_dim=32, iou_hidden=16, stem=(8, 8, 8), fusion=(8, 8, 8)
+    ),
+    cue_planes=6,
+    prompt_blocks=1,
+)
+
+
+@pytest.fixture(scope="module")
+def data(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "SHARD", 4)
+        assert list(packing.write_pack(collection, folder / "dev", "dev", 2, side=SIDE)) == [1]
+        done = list(packing.write_pack(collection, folder / "train", "train", 6, side=SIDE))
+        assert done == [1, 2]
+        # a lost shard comes back byte for byte
+        lost = folder / "train" / "shard_00001"
+        before = {p.name: p.read_bytes() for p in lost.iterdir()}
+        lost.rename(folder / "gone")
+        list(packing.write_pack(collection, folder / "train", "train", 6, side=SIDE))
+        assert {p.name: p.read_bytes() for p in lost.iterdir()} == before
+        with pytest.raises(ConfigError, match="other settings"):
+            list(packing.write_pack(collection, folder / "train", "train", 6, seed=1, side=SIDE))
+    return folder
+
+
+def test_loader_mirrors_everything_together(data: Path) -> None:
+    pack = Pack(data / "train")
+    assert len(pack) == 6
+    mirrored = 0
+    for seed in range(8):
+        plain = pack.batch([seed % 6])
+        turned = pack.batch([seed % 6], np.random.default_rng(seed))
+        width = int(plain.size[0, 1])
+        if torch.equal(plain.alpha, turned.alpha):
+            torch.testing.assert_close(plain.points, turned.points)
+            continue
+        mirrored += 1
+        flip = turned.alpha.clone()
+        flip[..., :width] = flip[..., :width].flip(-1)
+        torch.testing.assert_close(flip, plain.alpha)
+        cues = turned.cues.clone()
+        cues[..., : width // 2] = cues[..., : width // 2].flip(-1)
+        torch.testing.assert_close(cues, plain.cues)
+        for b, (points, labels) in enumerate(zip(turned.points, turned.labels, strict=True)):
+            for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True):
+                if label == 1 and plain.kind[b] == KINDS.index("click"):
+                    assert turned.alpha[b, 0, int(y), int(x)] > 0.3
+            if (labels == 2).any():
+                assert (points[labels == 2] < points[labels == 3]).all()
+    assert mirrored
+
+
+def test_loss_falls_on_one_batch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MatteConfig(steps=40, rate=3e-3, warm_up=1)
+    trainer = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    batch = trainer.pack.batch([0, 1, 2, 3])
+    monkeypatch.setattr(trainer.pack, "batch", lambda scenes, rng: batch)
+    losses = [trainer.train_step() for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    config = MatteConfig(steps=12, scenes=4, warm_up=1, eval_minutes=1e9, eval_scenes=2)
+    whole = MatteTrainer(config, data, tmp_path / "whole", network=NETWORK)
+    for _ in range(12):
+        whole.train_step()
+
+    half = MatteTrainer(config, data, tmp_path / "half", network=NETWORK)
+    for _ in range(5):
+        half.train_step()
+    half.save()
+    rest = MatteTrainer(config, data, tmp_path / "half", resume=True, network=NETWORK)
+    assert rest.step == 5
+    rest.fit()
+    assert rest.step == 12
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(rest.model.state_dict()[key], value, rtol=0, atol=0)
+    for key, value in whole.ema.model.state_dict().items():
+        torch.testing.assert_close(rest.ema.model.state_dict()[key], value, rtol=0, atol=0)
+    lines = (tmp_path / "half" / "metrics.jsonl").read_text().splitlines()
+    scores = json.loads(lines[-1])["scores"]
+    assert scores["box"]["n"] >= 2
+    assert (tmp_path / "half" / "sheet_000012.png").is_file()
+
+
+def test_the_untrained_network_answers_with_the_prior(data: Path, tmp_path: Path) -> None:
+    trainer = MatteTrainer(MatteConfig(steps=1), data, tmp_path / "run", network=NETWORK)
+    scores = trainer.evaluate()
+    for row in scores.values():
+        assert row["net"] == pytest.approx(row["prior"], rel=0.1, abs=2.0)
+
+
+def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="zim-train data synth"):
+        Pack(tmp_path)
+    with pytest.raises(CheckpointError, match="without --resume"):
+        MatteTrainer(MatteConfig(), data, tmp_path / "new", resume=True, network=NETWORK)
+
+
+def test_help_imports_no_torch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [m for m in sys.modules if m == "torch" or m.startswith("zim_training.matte")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import would now fail
+    assert cli.main(["matte", "--help"]) == 0
+    assert "--minutes" in capsys.readouterr().out
+
+
+def test_command_line_makes_a_pack(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packs"
+    flags = ["--data-root", str(collection), "--scenes", "1", "--dev-scenes", "1", "--json"]
+    assert cli.main(["data", "synth", str(out), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == {"pack": str(out)}
+    assert (out / "train" / "shard_00000" / "image.npy").is_file()
+    assert cli.main(["data", "synth", "--data-root", str(collection)]) == 2
