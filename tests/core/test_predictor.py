@@ -71,7 +71,8 @@ def test_quirk_multimask_is_three_alternatives_and_single_is_token_0(
     frame = predictor.frame
     assert frame is not None
     assert predictor.features is not None
-    points = torch.tensor([[frame.to_frame(POINT[0]), [0, 0]]], dtype=torch.float32)
+    x, y = frame.to_frame(POINT[0]).tolist()
+    points = torch.tensor([[[x, y], [0.0, 0.0]]])
     with torch.inference_mode():
         out = model.decode(predictor.features, points, torch.tensor([[1, -1]]))
     low_all = predictor.predict(POINT, ONE)[2]
