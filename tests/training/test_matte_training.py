@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import zim
 from zim.config import ConvEncoderConfig, DecoderConfig, ZimConfig
 from zim.errors import CheckpointError, ConfigError
 from zim_training import cli
@@ -110,6 +111,12 @@ def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
     scores = json.loads(lines[-1])["scores"]
     assert scores["box"]["n"] >= 2
     assert (tmp_path / "half" / "sheet_000012.png").is_file()
+
+    assert cli.main(["bundle", str(tmp_path / "half"), "--output", str(tmp_path / "out")]) == 0
+    loaded = zim.Zim.from_pretrained(tmp_path / "out" / "small.safetensors")
+    assert loaded.config == NETWORK
+    for key, value in whole.ema.model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_the_untrained_network_answers_with_the_prior(data: Path, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
+from zim.config import ZimConfig
 from zim.errors import CheckpointError
+from zim.weights.store import write_atomic
 
 
 class Ema:
@@ -57,6 +60,34 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist; start without --resume") from error
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
+    """Write a run's average weights as ``NAME.safetensors`` (float16) with ``NAME.json``.
+
+    Args:
+        run: folder of a run, finished or not.
+        folder: where to write; NAME is the network's name.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        CheckpointError: there is no readable ``last.pt``.
+    """
+    state = read(run / "last.pt")
+    network = ZimConfig.from_dict(state["network"])
+    weights = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in state["ema"].items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = str(state["step"])
+    model_path = folder / f"{network.name}.safetensors"
+    config_path = folder / f"{network.name}.json"
+    write_atomic(model_path, save(weights, metadata={"format": "pt", "steps": steps}))
+    write_atomic(config_path, (json.dumps(network.to_dict(), indent=2) + "\n").encode())
+    return model_path, config_path
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -83,9 +83,24 @@ def _matte(args: argparse.Namespace) -> Report:
     return report
 
 
+def _configure_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run, finished or not")
+
+
+def _bundle(args: argparse.Namespace) -> Report:
+    if not args.output:
+        raise UsageError("bundle needs a folder for the files: --output DIR")
+    from zim_training.checkpoint import bundle
+
+    model, config = bundle(Path(args.run), Path(args.output))
+    outputs = {"model": str(model), "config": str(config)}
+    return Report(outputs=outputs, lines=list(outputs.values()))
+
+
 COMMANDS = (
     Command("data", "make training packs: synth, or show the splits", _configure_data, _data),
     Command("matte", "train a small matting model on packs", _configure_matte, _matte),
+    Command("bundle", "write a run's weights as one small file", _configure_bundle, _bundle),
     Command("converter", "train the label converter"),
     Command("convert", "turn segmentation labels into mattes"),
     Command("testset", "make a test set"),
