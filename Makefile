@@ -26,7 +26,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## cut objects out of the example photographs into demo-output/
-	sh examples/demo.sh $(BIN)/zim demo-output
+	$(BIN)/zim matte examples/rabbit.jpg --points 420,350 400,150 \
+	  --background "#7aa6c2" --output demo-output --overwrite
+	$(BIN)/zim matte examples/hyrax.jpg --box 50,40,530,455 \
+	  --format rgba alpha composite overlay --output demo-output --overwrite
+	$(BIN)/zim matte examples/coffee.jpg --box 75,15,482,390 \
+	  --background "#e8e0d0" --output demo-output --overwrite
 
 test: $(STAMP)  ## default tests
 	$(PYTEST) -m "$(DEFAULT_TESTS)" $(ARGS)

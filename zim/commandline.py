@@ -26,6 +26,7 @@ from zim import __version__
 from zim.errors import OutputError, ZimError
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
+_NEGATIVE = re.compile(r"-[\d.][\d.,eE+-]*")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -165,6 +166,11 @@ def error_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def shield_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Keep ``-5,10`` from being taken for an option: argparse lets words with a space pass."""
+    return [f" {word}" if _NEGATIVE.fullmatch(word) else word for word in argv]
+
+
 def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
     """Run a program with subcommands and return its exit code."""
     parser = OneLineParser(prog=prog, description=about)
@@ -193,7 +199,7 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
         return 2
     parser.suggest_from = by_name.get(str(first), parser)
     chosen = next((c for c in commands if c.name == first), None)
-    return _guarded(prog, lambda: parser.parse_args(list(argv)), chosen, argv)
+    return _guarded(prog, lambda: parser.parse_args(shield_negative_numbers(argv)), chosen, argv)
 
 
 def run_command(prog: str, command: Command, argv: Sequence[str]) -> int:
@@ -204,7 +210,7 @@ def run_command(prog: str, command: Command, argv: Sequence[str]) -> int:
         command.configure(parser)
     if command.run is None and not {"-h", "--help", "--version"} & set(argv):
         return not_built(prog)
-    return _guarded(prog, lambda: parser.parse_args(list(argv)), command, argv)
+    return _guarded(prog, lambda: parser.parse_args(shield_negative_numbers(argv)), command, argv)
 
 
 def not_built(name: str) -> int:

@@ -138,9 +138,10 @@ def _opencv() -> list[Check]:
 
 def _home() -> list[Check]:
     from zim.weights import zim_home
+    from zim.weights.store import offline
 
     folder = zim_home()
-    offline = " (ZIM_OFFLINE: no downloads)" if os.environ.get("ZIM_OFFLINE") == "1" else ""
+    network = " (offline: no downloads)" if offline() else ""
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -148,7 +149,7 @@ def _home() -> list[Check]:
     except OSError as error:
         advice = "set ZIM_HOME to a folder that can be written"
         return [Check("ZIM_HOME", f"{folder}: {error.strerror}", "error", advice)]
-    return [Check("ZIM_HOME", f"{folder}, writable{offline}")]
+    return [Check("ZIM_HOME", f"{folder}, writable{network}")]
 
 
 def _bundled_model() -> list[Check]:

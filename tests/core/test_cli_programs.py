@@ -24,7 +24,11 @@ PROGRAMS = {
     "zim-grounded": "zim_grounded.cli",
     "zim-train": "zim_training.cli",
 }
-SUBCOMMANDS = [("zim", command.name) for command in COMMANDS]
+SUBCOMMANDS = [
+    (program, command.name)
+    for program, module in PROGRAMS.items()
+    for command in getattr(importlib.import_module(module), "COMMANDS", ())
+]
 HEAVY = ("torch", "numpy", "PIL", "cv2", "transformers", "rich", "huggingface_hub")
 
 
@@ -45,7 +49,8 @@ def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {' '.join(words)}")
-    assert "--json" in done.stdout or words == ("zim",)
+    has_subcommands = any(words == (program,) for program, _ in SUBCOMMANDS)
+    assert has_subcommands or "--json" in done.stdout
 
 
 def test_help_takes_less_than_a_second() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zim.commandline import OneLineParser, UsageError
+from zim.commandline import OneLineParser, UsageError, shield_negative_numbers
 from zim.commands.prompt_flags import (
     ObjectPrompt,
     add_prompt_flags,
@@ -19,7 +19,6 @@ from zim.commands.prompt_flags import (
     parse_box,
     parse_point,
     read_prompts,
-    shield_negative_numbers,
 )
 from zim.errors import PromptError
 

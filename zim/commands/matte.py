@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
@@ -14,7 +17,7 @@ from zim.commands.prompt_flags import ObjectPrompt, add_prompt_flags, object_pro
 from zim.errors import ZimError
 
 if TYPE_CHECKING:
-    from zim.commands.session import Session
+    from zim.commands.session import Answer, Look, Session
 
 CANDIDATES = 3
 
@@ -55,152 +58,161 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Cut out every object of every image; a bad image never stops the others."""
+    _check(args)
+    prompts = object_prompts(args)
+    images = [_Image(name, len(prompts), args.multimask) for name in args.images]
+    plan = plan_outputs(
+        args.output, [r for i in images for r in i.results()], args.format, args.background
+    )
+    work = _Work(args, plan, prompts)
+    todo = [image for image in images if work.has_something_to_write(image)]
+    if todo:
+        with timed(work.report.seconds, "start"):
+            from zim.commands.session import Look, Session
+
+            apply_runtime(args)
+            look = Look(args.bits, args.foreground, args.background or "white")
+            look.check()
+            session = Session(args.model, args.device, args.dtype)
+        with progress_on_stderr():
+            for image in track(todo, "matting"):
+                work.cut(image, session, look)
+    return work.finished()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, before anything is loaded."""
     if args.refine:
         raise not_built_error("zim matte --refine")
-    if args.json and args.output == "-":
+    if args.output == "-" and args.json:
         raise UsageError("--json and --output - both want stdout; write the picture to a file")
     if args.output == "-" and sys.stdout.isatty():
         raise UsageError("--output - would print a picture on the terminal; redirect or pipe it")
     if args.images.count("-") > 1:
         raise UsageError("stdin (-) can be one image only")
-    prompts = object_prompts(args)
-    results = _results(args.images, len(prompts), args.multimask)
-    flat = [result for row in results for group in row for result in group]
-    plan = plan_outputs(args.output, flat, args.format, args.background)
-
-    report = Report(model=args.model, items=[])
-    todo = _still_to_do(args, results, plan, report)
-    if any(todo):
-        from zim.commands.session import Session
-
-        with timed(report.seconds, "start"):
-            apply_runtime(args)
-            session = Session(args.model, args.device, args.dtype)
-        with progress_on_stderr():
-            for row in track([row for row in results if row[0][0].source in todo], "matting"):
-                _one_image(args, session, prompts, row, plan, todo, report)
-    _finish(report, args.images)
-    return report
 
 
-def _results(images: Sequence[str], objects: int, multimask: bool) -> list[list[list[Result]]]:
-    """Name everything that will be made: per image, per object, per candidate."""
-    numbers = [None] if objects == 1 else list(range(1, objects + 1))
-    candidates = list(range(1, CANDIDATES + 1)) if multimask else [None]
-    return [[[Result(image, n, c) for c in candidates] for n in numbers] for image in images]
+class _Image:
+    """One input and the names of everything that will be made of it."""
+
+    def __init__(self, source: str, objects: int, multimask: bool) -> None:
+        numbers = [None] if objects == 1 else list(range(1, objects + 1))
+        candidates = list(range(1, CANDIDATES + 1)) if multimask else [None]
+        self.source = source
+        #: per object, per candidate
+        self.groups = [[Result(source, n, c) for c in candidates] for n in numbers]
+
+    def results(self) -> list[Result]:
+        return [result for group in self.groups for result in group]
 
 
-def _still_to_do(
-    args: argparse.Namespace,
-    results: list[list[list[Result]]],
-    plan: Plan,
-    report: Report,
-) -> dict[str, dict[Result, dict[str, Any]]]:
-    """Return per image what to write; images with nothing to write become items right away."""
-    todo: dict[str, dict[Result, dict[str, Any]]] = {}
-    for row in results:
-        source = row[0][0].source
-        flat = [result for group in row for result in group]
+@dataclass
+class _Work:
+    """Everything one call does, and the report that grows on the way."""
+
+    args: argparse.Namespace
+    plan: Plan
+    prompts: Sequence[ObjectPrompt]
+    report: Report = field(default_factory=Report)
+    items: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    #: what is still to be written, per result
+    left: dict[Result, dict[str, Path]] = field(default_factory=dict[Result, dict[str, Path]])
+
+    def has_something_to_write(self, image: _Image) -> bool:
+        """Look at existing files; an image that is done or blocked becomes an item right away."""
+        results = image.results()
         try:
-            left = {
-                result: pending(
-                    plan.paths[result],
-                    overwrite=args.overwrite,
-                    skip_existing=args.skip_existing,
+            for result in results:
+                self.left[result] = pending(
+                    self.plan.paths[result],
+                    overwrite=self.args.overwrite,
+                    skip_existing=self.args.skip_existing,
                 )
-                for result in flat
-            }
         except ZimError as error:
-            _add_error(report, source, error)
-            continue
-        if plan.to_stdout or any(left.values()):
-            todo[source] = left
-        else:
-            for result in flat:
-                _add_item(report, result, plan, skipped=True)
-    return todo
+            self.add_error(image.source, error)
+            return False
+        if self.plan.to_stdout or any(self.left[result] for result in results):
+            return True
+        for result in results:
+            self.add_item(result, skipped=True)
+        return False
 
-
-def _one_image(
-    args: argparse.Namespace,
-    session: Session,
-    prompts: Sequence[ObjectPrompt],
-    row: list[list[Result]],
-    plan: Plan,
-    todo: dict[str, dict[Result, dict[str, Any]]],
-    report: Report,
-) -> None:
-    source = row[0][0].source
-    seconds: dict[str, float] = {}
-    try:
-        with timed(seconds, "read"):
-            session.read(source)
-        with timed(seconds, "encode"):
-            session.encode()
-        for prompt, group in zip(prompts, row, strict=True):
-            with timed(seconds, "decode"):
-                mattes = session.cut(prompt, candidates=len(group))
-            for result, matte in zip(group, mattes, strict=True):
-                if plan.to_stdout:
+    def cut(self, image: _Image, session: Session, look: Look) -> None:
+        """Read one image, cut out its objects, write the results."""
+        seconds = self.report.seconds
+        try:
+            with timed(seconds, "read"):
+                session.read(image.source)
+            with timed(seconds, "encode"):
+                session.encode()
+            for prompt, group in zip(self.prompts, image.groups, strict=True):
+                with timed(seconds, "decode"):
+                    answers = session.cut(prompt, candidates=len(group))
+                for result, answer in zip(group, answers, strict=True):
                     with timed(seconds, "write"):
-                        data = _encoded(args, matte, plan.formats[0])
-                        sys.stdout.buffer.write(data)
-                        sys.stdout.buffer.flush()
-                    report.stdout_taken = True
-                for kind, path in todo[source][result].items():
-                    with timed(seconds, "write"):
-                        _save(args, matte, kind, path)
-                _add_item(report, result, plan, score=matte.score)
-    except (ZimError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
+                        self.write(result, answer, look)
+                    self.add_item(result, score=answer.matte.score)
+        except BrokenPipeError:
             raise
-        if args.debug:
-            import traceback
+        except (ZimError, OSError) as error:
+            self.add_error(image.source, error)
 
+    def write(self, result: Result, answer: Answer, look: Look) -> None:
+        """Write what is left to write of one result: all of its files, or none."""
+        if self.plan.to_stdout:
+            sys.stdout.buffer.write(answer.encoded(self.plan.formats[0], look))
+            sys.stdout.buffer.flush()
+            self.report.stdout_taken = True
+            return
+        from zim.output import atomic_write
+
+        paths = self.left[result]
+        files = {path: answer.encoded(kind, look, path.suffix) for kind, path in paths.items()}
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, data)
+
+    def add_item(
+        self, result: Result, *, score: float | None = None, skipped: bool = False
+    ) -> None:
+        """Report one result."""
+        item: dict[str, Any] = {
+            "input": result.source,
+            "outputs": {kind: str(path) for kind, path in self.plan.paths[result].items()},
+            "metrics": {} if score is None else {"score": round(score, 4)},
+            "error": None,
+        }
+        if result.object is not None:
+            item["object"] = result.object
+        if result.candidate is not None:
+            item["candidate"] = result.candidate
+        if skipped:
+            item["skipped"] = True
+        self.items.append(item)
+
+    def add_error(self, source: str, error: BaseException) -> None:
+        """Report an image that failed, on stderr right away."""
+        line = error_line(error)
+        if self.args.debug:
             traceback.print_exception(error, file=sys.stderr)
-        _add_error(report, source, error)
-    for stage, value in seconds.items():
-        report.seconds[stage] = report.seconds.get(stage, 0.0) + value
+        named = line if Path(source).name in line else f"{source}: {line}"
+        sys.stderr.write(f"zim matte: {named}\n")
+        self.items.append({"input": source, "outputs": {}, "metrics": {}, "error": line})
+        self.report.failed = True
 
-
-def _add_item(
-    report: Report, result: Result, plan: Plan, *, score: float | None = None, skipped: bool = False
-) -> None:
-    outputs = {kind: str(path) for kind, path in plan.paths[result].items()}
-    item: dict[str, Any] = {
-        "input": result.source,
-        "outputs": outputs,
-        "metrics": {} if score is None else {"score": round(float(score), 4)},
-        "error": None,
-    }
-    if result.object is not None:
-        item["object"] = result.object
-    if result.candidate is not None:
-        item["candidate"] = result.candidate
-    if skipped:
-        item["skipped"] = True
-    assert report.items is not None
-    report.items.append(item)
-    report.lines += outputs.values()
-
-
-def _add_error(report: Report, source: str, error: BaseException) -> None:
-    line = error_line(error)
-    sys.stderr.write(f"zim matte: {line if source in line else f'{source}: {line}'}\n")
-    assert report.items is not None
-    report.items.append({"input": source, "outputs": {}, "metrics": {}, "error": line})
-    report.failed = True
-
-
-def _finish(report: Report, images: Sequence[str]) -> None:
-    """Put items in the order of the inputs; a single one is the report itself."""
-    items = report.items or []
-    items.sort(key=lambda item: images.index(item["input"]))
-    if len(items) == 1:
-        report.outputs = items[0]["outputs"]
-        report.metrics = items[0]["metrics"]
-        if items[0]["error"]:
-            report.extra["error"] = items[0]["error"]
-    elif report.failed:
-        bad = sum(1 for item in items if item["error"])
-        report.extra["error"] = f"{bad} of {len(images)} images failed"
+    def finished(self) -> Report:
+        """Put the items in the order of the inputs; a single one is the report itself."""
+        report, images = self.report, self.args.images
+        self.items.sort(key=lambda item: images.index(item["input"]))
+        report.model = self.args.model
+        report.items = self.items
+        report.lines = [path for item in self.items for path in item["outputs"].values()]
+        if len(self.items) == 1:
+            report.outputs = self.items[0]["outputs"]
+            report.metrics = self.items[0]["metrics"]
+            if self.items[0]["error"]:
+                report.extra["error"] = self.items[0]["error"]
+        elif report.failed:
+            failed = len({item["input"] for item in self.items if item["error"]})
+            report.extra["error"] = f"{failed} of {len(images)} images failed"
+        return report

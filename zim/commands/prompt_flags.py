@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +18,6 @@ from zim.errors import PromptError
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
-
-_NUMBERS = re.compile(r"-[\d.]")
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         help='JSON {"point": [[x,y,label],...], "bbox": [x0,y0,x1,y1]}, or a list of such, '
         "one per object",
     )
-
-
-def shield_negative_numbers(argv: Sequence[str]) -> list[str]:
-    """Keep ``-5,10`` from being taken for an option: argparse lets arguments with a space pass."""
-    return [f" {arg}" if _NUMBERS.match(arg) else arg for arg in argv]
 
 
 def parse_point(text: str) -> Point:

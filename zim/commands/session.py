@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -13,10 +14,56 @@ from numpy.typing import NDArray
 from zim.api import best_matte, load
 from zim.commands.prompt_flags import ObjectPrompt
 from zim.errors import PromptError
-from zim.images import load_image
+from zim.foreground import ForegroundMethod
+from zim.images import load_image, read_alpha
+from zim.output import Bits, encode_rgb
 from zim.predictor import ZimPredictor
 from zim.prompts import Prompt
-from zim.result import Matte
+from zim.result import Kind, Matte
+
+
+@dataclass(frozen=True)
+class Look:
+    """How results are to look."""
+
+    bits: Bits
+    foreground: ForegroundMethod
+    background: Any
+
+    def check(self) -> None:
+        """Find out now, not after the work, whether the background can be used.
+
+        Raises:
+            ImageError: it is neither a colour nor a picture.
+        """
+        dot = Matte(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.float32))
+        dot.composite(self.background, "none")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One matte and the prompt that led to it."""
+
+    matte: Matte
+    prompt: Prompt
+
+    def encoded(self, kind: str, look: Look, suffix: str = ".png") -> bytes:
+        """Return one kind of result as the bytes of an image file."""
+        if kind == "overlay":
+            prompt = self.prompt
+            drawn = self.matte.overlay(
+                points=prompt.points if len(prompt.points) else None,
+                labels=prompt.labels if len(prompt.labels) else None,
+                boxes=prompt.box,
+            )
+            return encode_rgb(drawn, suffix)
+        return self.matte.encode(
+            cast("Kind", kind),
+            suffix,
+            bits=look.bits,
+            background=look.background,
+            foreground=look.foreground,
+        )
 
 
 class Session:
@@ -44,7 +91,7 @@ class Session:
         """Run the image encoder on the picture."""
         self._predictor.set_image(self._picture())
 
-    def cut(self, asked: ObjectPrompt, *, candidates: int = 1) -> list[Matte]:
+    def cut(self, asked: ObjectPrompt, *, candidates: int = 1) -> list[Answer]:
         """Cut one object out of the picture.
 
         Args:
@@ -56,17 +103,20 @@ class Session:
         """
         prompt = self._prompt(asked)
         if candidates == 1:
-            return [best_matte(self._predictor, prompt)]
+            return [Answer(best_matte(self._predictor, prompt), prompt)]
         mattes, scores, low_res = self._predictor.predict_batch([prompt], multimask_output=True)
-        order = np.argsort(-scores[0])[:candidates]
+        best_first = np.argsort(-scores[0])[:candidates]
         return [
-            Matte(
-                image=self._picture(),
-                alpha=mattes[0, i],
-                score=float(scores[0, i]),
-                low_res=low_res[0, i],
+            Answer(
+                Matte(
+                    image=self._picture(),
+                    alpha=mattes[0, i],
+                    score=float(scores[0, i]),
+                    low_res=low_res[0, i],
+                ),
+                prompt,
             )
-            for i in order
+            for i in best_first
         ]
 
     def _picture(self) -> NDArray[np.uint8]:
@@ -104,16 +154,8 @@ def _mask(file: str, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _painted(file: str, size: tuple[int, int], interpolation: int) -> NDArray[np.float32]:
-    """Read what is painted in a picture, scaled to ``size``, float32 H x W in [0, 1].
-
-    A picture with transparency says it with its alpha; any other with brightness, whatever the
-    colour of the brush.
-    """
-    loaded = load_image(file)
-    if loaded.alpha is not None and loaded.alpha.min() < 1:
-        values = loaded.alpha.astype(np.float32)
-    else:
-        values = loaded.rgb.max(axis=2).astype(np.float32) / 255.0
+    """Read what is painted in a picture, scaled to ``size``, float32 H x W in [0, 1]."""
+    values = read_alpha(file)
     (height, width), (own_height, own_width) = size, values.shape
     # 2 % and a pixel of rounding
     allowed = 0.02 * own_height * width + max(size)

@@ -1,0 +1,97 @@
+"""Everything the README tells people to type works as typed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of one language ('' for none)."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+ZIM_COMMANDS = [line for line in commands() if line.startswith("zim ")]
+
+
+def test_the_readme_has_commands_of_known_kinds_only() -> None:
+    # A new kind of command needs a test below before it may be in the README.
+    kinds = {" ".join(shlex.split(line)[:2]) for line in commands()}
+    assert kinds == {"make demo", "make test", "pip install", "zim matte"}
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).is_file()
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ZIM_COMMANDS)
+def test_zim_commands_work_as_typed(line: str, workdir: Path) -> None:
+    words = shlex.split(line)
+    program = Path(sys.executable).parent / words[0]
+    done = subprocess.run(
+        [program, *words[1:]], cwd=workdir, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    written = done.stdout.split()
+    assert written
+    for path in written:
+        assert (workdir / path).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_python_blocks_run(workdir: Path) -> None:
+    code = "\n".join(blocks("python"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workdir, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "rabbit.rgba.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_make_demo(tmp_path: Path) -> None:
+    """``make demo`` with the environment that runs the tests."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    stamp = tmp_path / "set-up-done"
+    stamp.touch()
+    bin_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        ["make", "demo", f"BIN={bin_folder}", f"STAMP={stamp}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"MAKEFLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("rabbit", "hyrax", "coffee"):
+        for kind in ("rgba", "alpha", "composite"):
+            path = tmp_path / "demo-output" / f"{name}.{kind}.png"
+            assert path.stat().st_size > 0
+            assert f"demo-output/{name}.{kind}.png" in done.stdout
