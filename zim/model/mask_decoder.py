@@ -129,7 +129,7 @@ class MaskDecoder(nn.Module):
             cues: ``b planes 8h 8w`` or None.
             image_index: kept in the result for :meth:`decode_pixels`.
         """
-        b, count = len(sparse), self.mask_tokens.num_embeddings
+        b, count = sparse.shape[0], self.mask_tokens.num_embeddings
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(b, -1, -1), sparse.to(own.dtype)], 1)
         if present is not None:
