@@ -105,6 +105,20 @@ def test_our_weights_are_found_in_zim_home(tmp_path: Path, monkeypatch: pytest.M
     assert zim.load("vit_b").config.name == "tiny"
 
 
+def test_a_hub_id_is_read_from_the_hubs_own_cache_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What huggingface_hub leaves on disk after a download is found again without a network."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "models--someone--zim-tiny"
+    tiny_model().save_pretrained(repo / "snapshots" / revision)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    monkeypatch.setenv("ZIM_OFFLINE", "1")
+    model = zim.Zim.from_pretrained("someone/zim-tiny", cache_dir=tmp_path)
+    assert model.config.name == "tiny"
+
+
 def _sam_like(model: zim.Zim) -> dict[str, torch.Tensor]:
     state = {k: v for k, v in model.state_dict().items() if "pixel_decoder" not in k}
     return {k: torch.randn_like(v) for k, v in state.items()}
