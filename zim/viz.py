@@ -108,7 +108,8 @@ def overlay(
         out[rows] = blend(inside, behind, alpha[rows])
     solid = (alpha > 0.5).astype(np.uint8)
     outline, _ = cv2.findContours(solid, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(out, outline, -1, colour, _stroke(out), cv2.LINE_AA)
+    thin = (_stroke(out) + 1) // 2  # or it would hide the hair it runs along
+    cv2.drawContours(out, outline, -1, colour, thin, cv2.LINE_AA)
     return draw_prompts(out, points=points, labels=labels, boxes=boxes, scribbles=scribbles)
 
 
@@ -137,8 +138,8 @@ def draw_prompts(
     if boxes is not None:
         for x0, y0, x1, y1 in _rows(boxes, 4):
             first, last = (round(x0), round(y0)), (round(x1), round(y1))
-            cv2.rectangle(out, first, last, (0, 0, 0), thick * 2, cv2.LINE_AA)
-            cv2.rectangle(out, first, last, BOX_COLOUR, thick, cv2.LINE_AA)
+            cv2.rectangle(out, first, last, (0, 0, 0), thick * 2)
+            cv2.rectangle(out, first, last, BOX_COLOUR, thick)
     if scribbles is not None:
         for stroke in _strokes(scribbles):
             line = np.round(stroke).astype(np.int32)[:, None]
@@ -157,7 +158,7 @@ def draw_prompts(
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[tuple[_U8, str]]], height: int = 240, gap: int = 8
+    rows: Sequence[Sequence[tuple[NDArray[Any], str]]], height: int = 240, gap: int = 8
 ) -> _U8:
     """Lay out pictures with captions, for looking at many results at once.
 
@@ -198,9 +199,9 @@ def _thumbnail(picture: NDArray[Any], height: int) -> _U8:
         picture = np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=2)
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-    if picture.shape[2] == 4:
-        picture = over_checkerboard(picture)
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=method), dtype=np.uint8)
+    # The squares of the checkerboard are made for the size they are seen at.
+    small = np.asarray(cv2.resize(picture, (width, height), interpolation=method), dtype=np.uint8)
+    return over_checkerboard(small) if small.shape[2] == 4 else small
 
 
 def _fit(caption: str, font: Any, width: int) -> str:
