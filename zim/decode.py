@@ -124,6 +124,8 @@ def _split(image: Image.Image, icc: bytes | None) -> tuple[NDArray[Any], NDArray
         rgba = image.convert("RGBA")
         alpha = np.array(rgba.getchannel("A"))
         return np.array(_to_srgb(rgba.convert("RGB"), icc)), alpha
+    if mode == "L" and icc is None:
+        return np.array(image), None
     if mode in ("P", "1"):
         image = image.convert("RGB")
     return np.array(_to_srgb(image, icc)), None
