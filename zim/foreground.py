@@ -122,12 +122,12 @@ def _solve_coarse_levels(
     state = _means(*pyramid[-1][:2])
     for level in range(len(pyramid) - 1, -1, -1):
         picture, matte, wanted = pyramid.pop()
+        out: _Floats = np.empty((6, *matte.shape), dtype=np.float32)
         if level == 0:
             # Tiles without soft pixels keep the doubled solution of the level below.
-            out = np.stack([cv2.resize(np.asarray(p), None, fx=2, fy=2) for p in state])
-            out = np.ascontiguousarray(out[:, : matte.shape[0], : matte.shape[1]])
-        else:
-            out = np.empty((6, *matte.shape), dtype=np.float32)
+            for plane, below in zip(out, state, strict=True):
+                doubled = cv2.resize(np.asarray(below), None, fx=2, fy=2)
+                plane[:] = doubled[: plane.shape[0], : plane.shape[1]]
         sweeps = _SWEEPS[min(level + 1, len(_SWEEPS) - 1)]
 
         def solve(
