@@ -98,6 +98,8 @@ class ZimConfig:
     prompt_blocks: int = 0
     #: the predictor looks again at a crop this many times the object's box; 0 = one look
     framing: float = 0.0
+    #: how mattes are enlarged to the picture: the paper's plain way, or along the picture's edges
+    edges: Literal["bilinear", "guided"] = "bilinear"
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
@@ -163,6 +165,7 @@ PRESETS: dict[str, ZimConfig] = {
         cue_planes=6,
         prompt_blocks=2,
         framing=1.4,
+        edges="guided",
     ),
     "tiny": ZimConfig(
         "tiny",

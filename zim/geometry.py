@@ -56,11 +56,15 @@ class Frame:
         Returns:
             ``b c H W`` logits: bilinear to the frame, padding cut off, bilinear to the picture.
         """
+        return F.interpolate(
+            self.inside(logits), self.original, mode="bilinear", align_corners=False
+        )
+
+    def inside(self, logits: Tensor) -> Tensor:
+        """Enlarge low-res logits ``b c m m`` to the frame and cut the padding off."""
         frame = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
         h, w = self.scaled
-        return F.interpolate(
-            frame[..., :h, :w], self.original, mode="bilinear", align_corners=False
-        )
+        return frame[..., :h, :w]
 
     def shrink_mask(self, mask: np.ndarray, side: int) -> np.ndarray:
         """Bring a mask of the picture, float32 H x W, into a ``side`` x ``side`` low-res frame.

@@ -30,9 +30,12 @@ from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.model.prompt_encoder import ABSENT, PAD
 from zim.prompts import BOX_FIRST, BOX_LAST, POSITIVE, Prompt, check_box, whole_frame
+from zim.upsample import guided_upsample
 
 #: bytes that the per-prompt maps of one decoder chunk may take
 DECODE_BYTES = 1 << 30
+#: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
+EDGE_RADIUS = 3
 #: the most an alpha or mask prompt is trusted, as a logit
 MASK_LOGIT = 6.0
 
@@ -240,7 +243,7 @@ class ZimPredictor:
             raise PromptError("the list of prompts is empty; give at least one")
         if not self.model.config.framing:
             low, iou = self._decode_view(self._small_image(), frame, features, prompts, tokens)
-            return frame.enlarge(low), iou, low
+            return self._enlarge(low, frame, image), iou, low
 
         windows = self._windows(prompts, tokens)
         count = len(range(self.model.config.decoder.mask_tokens)[tokens])
@@ -255,17 +258,20 @@ class ZimPredictor:
                 self._small_image(), frame, features, some, tokens
             )
             for i in whole:
-                full[i] = frame.enlarge(low[i : i + 1])[0]
+                full[i] = self._enlarge(low[i : i + 1], frame, image)[0]
         for i, window in enumerate(windows):
             if window is None:
                 continue
             inner = Frame((window.height, window.width), frame.size)
-            small = inner.resize(np.ascontiguousarray(window.crop(image)))
+            cut = np.ascontiguousarray(window.crop(image))
+            small = inner.resize(cut)
             moved = _move(prompts[i], window, frame, inner)
             part, iou[i : i + 1] = self._decode_view(
                 small, inner, self._encode([small]), [moved], tokens
             )
-            full[i, :, window.y0 : window.y1, window.x0 : window.x1] = inner.enlarge(part)[0]
+            full[i, :, window.y0 : window.y1, window.x0 : window.x1] = self._enlarge(
+                part, inner, cut
+            )[0]
             low[i] = paste_low_res(part[0], window, frame, inner)
         return full, iou, low
 
@@ -286,6 +292,16 @@ class ZimPredictor:
             None if region is None else Window.around(region, frame.original, factor)
             for region in regions
         ]
+
+    def _enlarge(self, low: Tensor, frame: Frame, rgb: np.ndarray) -> Tensor:
+        """Bring low-res logits b c m m to the size of a view, in the model's chosen way."""
+        if self.model.config.edges == "bilinear":
+            return frame.enlarge(low)
+        small = frame.inside(low).sigmoid().cpu().numpy()
+        full = np.empty((*low.shape[:2], *frame.original), np.float32)
+        for row in np.ndindex(*low.shape[:2]):
+            full[row] = guided_upsample(small[row], rgb, radius=EDGE_RADIUS)
+        return torch.from_numpy(full).to(low.device).logit_(1e-6)
 
     def _small_image(self) -> np.ndarray:
         if self._small is None:

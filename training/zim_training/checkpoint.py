@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from zim.config import ZimConfig
+from zim.config import PRESETS, ZimConfig
 from zim.errors import CheckpointError
 from zim.weights.store import write_atomic
 
@@ -77,6 +78,9 @@ def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
     """
     state = read(run / "last.pt")
     network = ZimConfig.from_dict(state["network"])
+    if preset := PRESETS.get(network.name):
+        # how mattes are framed and enlarged is the predictor's affair, not the trained weights'
+        network = dataclasses.replace(network, framing=preset.framing, edges=preset.edges)
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in state["ema"].items()
