@@ -18,26 +18,18 @@ from PIL import Image
 from torch import Tensor
 
 from zim.errors import ImageError, PromptError
-from zim.framing import (
-    OUTSIDE,
-    Window,
-    crop_mask,
-    object_region,
-    paste_low_res,
-)
+from zim.framing import OUTSIDE, Window, object_region, paste_low_res
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
-from zim.model.prompt_encoder import ABSENT, PAD
-from zim.prompts import BOX_FIRST, BOX_LAST, POSITIVE, Prompt, check_box, whole_frame
+from zim.prompt_batch import mask_logits, move_into, pad_prompts, split_batch
+from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.upsample import guided_upsample
 
 #: bytes that the per-prompt maps of one decoder chunk may take
 DECODE_BYTES = 1 << 30
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
-#: the most an alpha or mask prompt is trusted, as a logit
-MASK_LOGIT = 6.0
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -152,7 +144,7 @@ class ZimPredictor:
             PromptError: the prompt is malformed or outside the picture.
         """
         frame = self._ready()[1]
-        prompts, batched = _split_batch(point_coords, point_labels, box, mask_input, frame.original)
+        prompts, batched = split_batch(point_coords, point_labels, box, mask_input, frame.original)
         result = self._answer(prompts, multimask_output, return_logits)
         return result if batched else (result[0][0], result[1][0], result[2][0])
 
@@ -211,7 +203,7 @@ class ZimPredictor:
             points = frame.from_frame(points)
         if corners is not None:
             corners = frame.from_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
-        prompts, _ = _split_batch(points, labels, corners, masks, frame.original)
+        prompts, _ = split_batch(points, labels, corners, masks, frame.original)
         full, iou, low = self._decode(prompts, _tokens(multimask_output))
         return (full if return_logits else full.sigmoid_()), iou, low
 
@@ -265,7 +257,7 @@ class ZimPredictor:
             inner = Frame((window.height, window.width), frame.size)
             cut = np.ascontiguousarray(window.crop(image))
             small = inner.resize(cut)
-            moved = _move(prompts[i], window, frame, inner)
+            moved = move_into(prompts[i], window, frame, inner)
             part, iou[i : i + 1] = self._decode_view(
                 small, inner, self._encode([small]), [moved], tokens
             )
@@ -327,7 +319,7 @@ class ZimPredictor:
         """Decode prompts of one view to low-res logits B x C x S/2 x S/2 and quality B x C."""
         config = self.model.config
         points, labels = pad_prompts(prompts, frame)
-        masks = _mask_logits(prompts, frame)
+        masks = mask_logits(prompts, frame)
         cues: np.ndarray | None = None
         if config.cue_planes:
             from zim.cues import compute_cues
@@ -356,139 +348,5 @@ class ZimPredictor:
         return torch.cat(lows), torch.cat(scores)
 
 
-def pad_prompts(prompts: Sequence[Prompt], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Bring prompts of different lengths into one batch.
-
-    Args:
-        prompts: in the pixels of the view.
-        frame: the view's frame.
-
-    Returns:
-        float32 B x N x 2 points in the model frame and int64 B x N labels. As in SAM, a prompt of
-        points without a box ends with one padding point (-1); shorter rows are filled with -2.
-    """
-    rows = []
-    for prompt in prompts:
-        points, labels = prompt.sequence()
-        if prompt.box is None and len(points):
-            points = np.concatenate([points, np.zeros((1, 2), np.float32)])
-            labels = np.concatenate([labels, [PAD]])
-        rows.append((points, labels))
-    longest = max(len(labels) for _, labels in rows)
-    points = np.zeros((len(rows), longest, 2), np.float32)
-    labels = np.full((len(rows), longest), ABSENT, np.int64)
-    for i, (xy, kinds) in enumerate(rows):
-        points[i, : len(xy)] = frame.to_frame(xy)
-        labels[i, : len(kinds)] = kinds
-    return points, labels
-
-
-def _mask_logits(prompts: Sequence[Prompt], frame: Frame) -> np.ndarray | None:
-    """Return mask prompts as float32 B x S/2 x S/2 logits, None when there are none.
-
-    Raises:
-        PromptError: some prompts of a batch carry a mask and others do not.
-    """
-    given = [p.mask is not None or p.low_res is not None for p in prompts]
-    if not any(given):
-        return None
-    if not all(given):
-        raise PromptError(
-            f"{sum(given)} of {len(given)} prompts carry a mask; a batch needs one for all or none"
-        )
-    side = frame.size // 2
-    maps = []
-    for prompt in prompts:
-        if prompt.low_res is not None:
-            low = prompt.low_res
-            maps.append(low if low.shape[-1] == side else _resize_square(low, side))
-            continue
-        assert prompt.mask is not None
-        alpha = np.clip(frame.shrink_mask(prompt.mask, side), 1e-4, 1 - 1e-4)
-        maps.append(np.clip(np.log(alpha / (1 - alpha)), -MASK_LOGIT, MASK_LOGIT)[None])
-    return np.concatenate(maps).astype(np.float32)
-
-
-def _resize_square(low: np.ndarray, side: int) -> np.ndarray:
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(low)[None], (side, side), mode="bilinear", align_corners=False
-    )
-    return resized[0].numpy()
-
-
-def _move(prompt: Prompt, window: Window, frame: Frame, inner: Frame) -> Prompt:
-    """Express a prompt of the picture in a crop of it."""
-    points, labels = window.move_points(prompt.points, prompt.labels)
-    keep = labels != ABSENT
-    box = None
-    if prompt.box is not None:
-        corners, _ = window.move_points(prompt.box.reshape(2, 2), np.array([BOX_FIRST, BOX_LAST]))
-        box = corners.reshape(4)
-    low = None
-    if prompt.low_res is not None:
-        low = crop_mask(torch.from_numpy(prompt.low_res), window, frame, inner).numpy()
-    mask = None if prompt.mask is None else np.ascontiguousarray(window.crop(prompt.mask))
-    return Prompt(points[keep], labels[keep], box, mask, low)
-
-
 def _tokens(multimask: bool) -> slice:
     return slice(1, None) if multimask else slice(0, 1)
-
-
-def _split_batch(
-    point_coords: Any, point_labels: Any, box: Any, mask_input: Any, size: tuple[int, int]
-) -> tuple[list[Prompt], bool]:
-    """Turn SamPredictor's arguments into prompts; tell whether they were a batch."""
-    if (point_coords is None) != (point_labels is None):
-        given, missing = ("point_coords", "point_labels")
-        if point_coords is None:
-            given, missing = missing, given
-        raise PromptError(f"{given} were given without {missing}; give both or neither")
-    ranks = (
-        (point_coords, 3, "point_coords"),
-        (box, 2, "box"),
-        (mask_input, 4, "mask_input"),
-    )
-    lengths: dict[str, int] = {}
-    for value, rank, name in ranks:
-        if value is None:
-            continue
-        shape = np.shape(value)
-        if len(shape) == rank:
-            lengths[name] = shape[0]
-    if len(set(lengths.values())) > 1:
-        text = ", ".join(f"{k} has {v}" for k, v in lengths.items())
-        raise PromptError(f"batch sizes differ: {text}; give one row per prompt in each")
-    count = next(iter(lengths.values()), 1)
-
-    def row(value: Any, rank: int, i: int) -> Any:
-        if value is None:
-            return None
-        return value[i] if len(np.shape(value)) == rank else value
-
-    prompts = []
-    for i in range(count):
-        labels = row(point_labels, 2, i)
-        low = row(mask_input, 4, i)
-        prompt = Prompt.create(
-            size,
-            points=row(point_coords, 3, i),
-            labels=labels,
-            box=None if box is None else check_box(row(box, 2, i), size),
-            low_res=None if low is None else _check_low_res(low),
-        )
-        prompts.append(prompt)
-    return prompts, bool(lengths)
-
-
-def _check_low_res(mask: Any) -> np.ndarray:
-    low = np.asarray(mask, np.float32)
-    if low.ndim == 2:
-        low = low[None]
-    if low.ndim != 3 or low.shape[0] != 1 or low.shape[1] != low.shape[2]:
-        raise PromptError(
-            f"mask_input has shape {np.shape(mask)}; expected 1 x m x m logits of one earlier mask"
-        )
-    if not np.isfinite(low).all():
-        raise PromptError("mask_input holds NaN or infinity; expected logits")
-    return low

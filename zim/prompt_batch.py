@@ -1,0 +1,152 @@
+"""Prompts to the arrays the network takes: batches, padding, masks, crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from zim.errors import PromptError
+from zim.framing import Window, crop_mask
+from zim.geometry import Frame
+from zim.model.prompt_encoder import ABSENT, PAD
+from zim.prompts import BOX_FIRST, BOX_LAST, Prompt, check_box
+
+#: the most an alpha or mask prompt is trusted, as a logit
+MASK_LOGIT = 6.0
+
+
+def pad_prompts(prompts: Sequence[Prompt], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Bring prompts of different lengths into one batch.
+
+    Args:
+        prompts: in the pixels of the view.
+        frame: the view's frame.
+
+    Returns:
+        float32 B x N x 2 points in the model frame and int64 B x N labels. As in SAM, a prompt of
+        points without a box ends with one padding point (-1); shorter rows are filled with -2.
+    """
+    rows = []
+    for prompt in prompts:
+        points, labels = prompt.sequence()
+        if prompt.box is None and len(points):
+            points = np.concatenate([points, np.zeros((1, 2), np.float32)])
+            labels = np.concatenate([labels, [PAD]])
+        rows.append((points, labels))
+    longest = max(len(labels) for _, labels in rows)
+    points = np.zeros((len(rows), longest, 2), np.float32)
+    labels = np.full((len(rows), longest), ABSENT, np.int64)
+    for i, (xy, kinds) in enumerate(rows):
+        points[i, : len(xy)] = frame.to_frame(xy)
+        labels[i, : len(kinds)] = kinds
+    return points, labels
+
+
+def mask_logits(prompts: Sequence[Prompt], frame: Frame) -> np.ndarray | None:
+    """Return mask prompts as float32 B x S/2 x S/2 logits, None when there are none.
+
+    Raises:
+        PromptError: some prompts of a batch carry a mask and others do not.
+    """
+    given = [p.mask is not None or p.low_res is not None for p in prompts]
+    if not any(given):
+        return None
+    if not all(given):
+        raise PromptError(
+            f"{sum(given)} of {len(given)} prompts carry a mask; a batch needs one for all or none"
+        )
+    side = frame.size // 2
+    maps = []
+    for prompt in prompts:
+        if prompt.low_res is not None:
+            low = prompt.low_res
+            maps.append(low if low.shape[-1] == side else _resize_square(low, side))
+            continue
+        assert prompt.mask is not None
+        alpha = np.clip(frame.shrink_mask(prompt.mask, side), 1e-4, 1 - 1e-4)
+        maps.append(np.clip(np.log(alpha / (1 - alpha)), -MASK_LOGIT, MASK_LOGIT)[None])
+    return np.concatenate(maps).astype(np.float32)
+
+
+def _resize_square(low: np.ndarray, side: int) -> np.ndarray:
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(low)[None], (side, side), mode="bilinear", align_corners=False
+    )
+    return resized[0].numpy()
+
+
+def move_into(prompt: Prompt, window: Window, frame: Frame, inner: Frame) -> Prompt:
+    """Express a prompt of the picture in a crop of it."""
+    points, labels = window.move_points(prompt.points, prompt.labels)
+    keep = labels != ABSENT
+    box = None
+    if prompt.box is not None:
+        corners, _ = window.move_points(prompt.box.reshape(2, 2), np.array([BOX_FIRST, BOX_LAST]))
+        box = corners.reshape(4)
+    low = None
+    if prompt.low_res is not None:
+        low = crop_mask(torch.from_numpy(prompt.low_res), window, frame, inner).numpy()
+    mask = None if prompt.mask is None else np.ascontiguousarray(window.crop(prompt.mask))
+    return Prompt(points[keep], labels[keep], box, mask, low)
+
+
+def split_batch(
+    point_coords: Any, point_labels: Any, box: Any, mask_input: Any, size: tuple[int, int]
+) -> tuple[list[Prompt], bool]:
+    """Turn SamPredictor's arguments into prompts; tell whether they were a batch."""
+    if (point_coords is None) != (point_labels is None):
+        given, missing = ("point_coords", "point_labels")
+        if point_coords is None:
+            given, missing = missing, given
+        raise PromptError(f"{given} were given without {missing}; give both or neither")
+    ranks = (
+        (point_coords, 3, "point_coords"),
+        (box, 2, "box"),
+        (mask_input, 4, "mask_input"),
+    )
+    lengths: dict[str, int] = {}
+    for value, rank, name in ranks:
+        if value is None:
+            continue
+        shape = np.shape(value)
+        if len(shape) == rank:
+            lengths[name] = shape[0]
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{k} has {v}" for k, v in lengths.items())
+        raise PromptError(f"batch sizes differ: {text}; give one row per prompt in each")
+    count = next(iter(lengths.values()), 1)
+
+    def row(value: Any, rank: int, i: int) -> Any:
+        if value is None:
+            return None
+        return value[i] if len(np.shape(value)) == rank else value
+
+    prompts = []
+    for i in range(count):
+        labels = row(point_labels, 2, i)
+        low = row(mask_input, 4, i)
+        prompt = Prompt.create(
+            size,
+            points=row(point_coords, 3, i),
+            labels=labels,
+            box=None if box is None else check_box(row(box, 2, i), size),
+            low_res=None if low is None else _check_low_res(low),
+        )
+        prompts.append(prompt)
+    return prompts, bool(lengths)
+
+
+def _check_low_res(mask: Any) -> np.ndarray:
+    low = np.asarray(mask, np.float32)
+    if low.ndim == 2:
+        low = low[None]
+    if low.ndim != 3 or low.shape[0] != 1 or low.shape[1] != low.shape[2]:
+        raise PromptError(
+            f"mask_input has shape {np.shape(mask)}; expected 1 x m x m logits of one earlier mask"
+        )
+    if not np.isfinite(low).all():
+        raise PromptError("mask_input holds NaN or infinity; expected logits")
+    return low
