@@ -1,11 +1,13 @@
 """Attention: SAM's relative-position attention and ZIM's prompt-aware masked attention.
 
-Each kind is one plain function in reference form (explicit logits, softmax in float32), so that a
-faster kernel can replace it and be tested against it.
+Each kind is one plain function in reference form (explicit logits, softmax in float32). Faster
+forms of the first stand beside it and are tested against it; all of them are exact.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,13 +60,157 @@ def rel_pos_attention(
     h, w = grid
     b, heads, n, d = q.shape
     logits = (q * d**-0.5) @ k.transpose(-2, -1)
-    cells = q.view(b, heads, h, w, d)
+    cells = q.reshape(b, heads, h, w, d)
     bias_h = torch.einsum("bnhwd,hkd->bnhwk", cells, rel_h)
     bias_w = torch.einsum("bnhwd,wkd->bnhwk", cells, rel_w)
     logits = logits.view(b, heads, h, w, h, w)
     logits = logits + bias_h[..., :, None] + bias_w[..., None, :]
     weights = logits.view(b, heads, n, n).softmax(-1, dtype=torch.float32).to(v.dtype)
     return weights @ v
+
+
+def bias_terms(
+    q: Tensor, rel_h: Tensor, rel_w: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the two parts the bias of :func:`rel_pos_attention` is the sum of.
+
+    Returns:
+        ``b heads h w h`` over key rows and ``b heads h w w`` over key columns.
+    """
+    h, w = grid
+    b, heads, _, d = q.shape
+    cells = q.reshape(b, heads, h, w, d)
+    # one matrix product per query row (column), since all its queries share an offset table
+    rows = cells.permute(2, 0, 1, 3, 4).reshape(h, -1, d) @ rel_h.transpose(1, 2)
+    columns = cells.permute(3, 0, 1, 2, 4).reshape(w, -1, d) @ rel_w.transpose(1, 2)
+    rows = rows.view(h, b, heads, w, h).permute(1, 2, 0, 3, 4)
+    return rows, columns.view(w, b, heads, h, w).permute(1, 2, 3, 0, 4)
+
+
+def folded_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Do what :func:`rel_pos_attention` does with the bias inside a longer dot product.
+
+    The bias of a query is one number per key row plus one per key column. Appended to the query,
+    and as ones at a key's row and column appended to the key, they come out of the product itself:
+    ``[q, rows, columns] . [k, e_row, e_column]``. The n x n bias never exists, and any fused
+    attention kernel will do. Widths are filled up to a multiple of 32 (64 + 14 + 14 to 96).
+    """
+    h, w = grid
+    b, heads, n, d = q.shape
+    spare = -(d + h + w) % 32
+    # the kernel scales the whole product, so the bias is made larger by as much
+    rows, columns = bias_terms(q, rel_h * d**0.5, rel_w * d**0.5, grid)
+    zero = q.new_zeros(())
+    parts = [q.reshape(b, heads, h, w, d), rows, columns, zero.expand(b, heads, h, w, spare)]
+    row = torch.eye(h, dtype=k.dtype, device=k.device).repeat_interleave(w, 0)
+    column = torch.eye(w, dtype=k.dtype, device=k.device).repeat(h, 1)
+    place = F.pad(torch.cat([row, column], 1), (0, spare))
+    # kernels want one width for all three; the zeros appended to v are cut off again
+    out = F.scaled_dot_product_attention(
+        torch.cat(parts, -1).view(b, heads, n, d + h + w + spare),
+        torch.cat([k, place.expand(b, heads, -1, -1)], -1),
+        torch.cat([v, zero.expand(b, heads, n, h + w + spare)], -1),
+        scale=d**-0.5,
+    )
+    return out[..., :d]
+
+
+def sliced_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    grid: tuple[int, int],
+    *,
+    limit: int = 1 << 24,
+) -> Tensor:
+    """Do what :func:`rel_pos_attention` does, a slice of the bias at a time.
+
+    In float32, where the longer product of :func:`folded_attention` costs more than it saves, the
+    bias is written out for a few windows, or a few rows of queries of one head, and handed to the
+    fused kernel as a mask.
+
+    Args:
+        q: as there, as are the other tensors.
+        k: keys.
+        v: values.
+        rel_h: vertical offsets.
+        rel_w: horizontal offsets.
+        grid: ``(h, w)``.
+        limit: bytes of bias that exist at a time.
+    """
+    h, w = grid
+    b, heads, n, d = q.shape
+    rows, columns = bias_terms(q, rel_h, rel_w, grid)
+    rows, columns = rows.reshape(b, heads, n, h, 1), columns.reshape(b, heads, n, 1, w)
+    out = q.new_empty(b, n, heads, d).transpose(1, 2)
+    row_bytes = n * q.element_size()
+    whole = max(1, limit // (row_bytes * n * heads))
+    if row_bytes * n * heads <= limit:
+        slices = [(slice(i, i + whole), slice(None), slice(None)) for i in range(0, b, whole)]
+    else:
+        step = max(1, limit // row_bytes)
+        slices = [
+            (slice(i, i + 1), slice(j, j + 1), slice(start, start + step))
+            for i in range(b)
+            for j in range(heads)
+            for start in range(0, n, step)
+        ]
+    for some, head, queries in slices:
+        bias = (rows[some, head, queries] + columns[some, head, queries]).flatten(-2)
+        out[some, head, queries] = F.scaled_dot_product_attention(
+            q[some, head, queries], k[some, head], v[some, head], attn_mask=bias
+        )
+    return out
+
+
+def flex_rel_pos_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Do what :func:`rel_pos_attention` does with FlexAttention, compiled outside the CPU."""
+    h, w = grid
+    b, heads, n, _ = q.shape
+    rows, columns = bias_terms(q, rel_h, rel_w, grid)
+    rows, columns = rows.reshape(b, heads, n, h), columns.reshape(b, heads, n, w)
+
+    def add_bias(score: Tensor, i: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + rows[i, head, query, key // w] + columns[i, head, query, key % w]
+
+    return _flex(compiled=q.device.type != "cpu")(q, k, v, score_mod=add_bias)
+
+
+@functools.cache
+def _flex(compiled: bool) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+RelPosAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
+
+#: what ``ImageEncoder.attention`` may be, beside "auto"
+REL_POS_FORMS: dict[str, RelPosAttention] = {
+    "reference": rel_pos_attention,
+    "folded": folded_attention,
+    "sliced": sliced_attention,
+    "flex": flex_rel_pos_attention,
+}
+
+
+def fastest_form(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the form of :data:`REL_POS_FORMS` that was measured fastest.
+
+    On a CPU with matrix units (AMX, bfloat16) the longer product costs little; in float32 the
+    product is what takes the time (``benchmarks/encoder.py``).
+    """
+    if device.type == "cuda":
+        return "folded"
+    if device.type == "cpu":
+        return "sliced" if dtype == torch.float32 else "folded"
+    return "reference"
 
 
 @dataclass(frozen=True)

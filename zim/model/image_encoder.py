@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zim.config import ViTConfig
-from zim.model.attention import rel_pos_attention, relative_positions
+from zim.errors import ConfigError
+from zim.model.attention import REL_POS_FORMS, fastest_form, relative_positions
+from zim.model.fast import allowed, cached, plain_requested, tracing
 from zim.model.layers import LayerNorm2d, MLPBlock
 
 
@@ -33,6 +35,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, side: int) -> None:
         super().__init__()
         self.heads = heads
+        #: a name from ``REL_POS_FORMS``, or "auto"
+        self.form = "auto"
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
@@ -41,12 +45,52 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``b h w c`` to the same shape, every cell attending to all."""
         b, h, w, c = x.shape
-        qkv = self.qkv(x).view(b, h * w, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        rel_h = relative_positions(self.rel_pos_h, h, h)
-        rel_w = relative_positions(self.rel_pos_w, w, w)
-        out = rel_pos_attention(q, k, v, rel_h, rel_w, (h, w))
-        return self.proj(out.transpose(1, 2).reshape(b, h, w, c))
+        return self.proj(self.mix(self.qkv(x).view(b, h * w, 3 * c), (h, w)).view(b, h, w, c))
+
+    def forward_windows(self, x: Tensor, window: int) -> Tensor:
+        """Map ``b h w c`` to the same shape, every cell attending to those of its window.
+
+        The linear layers run on the cells that exist: what is filled up to whole windows is zero
+        before ``qkv`` and therefore equals its bias behind it. One gather cuts the windows, with
+        the filling taken from an extra row of zeros, and one puts them back.
+        """
+        b, h, w, c = x.shape
+        cut, back = cached(
+            self,
+            ("windows", h, w),
+            (self.qkv.weight,),
+            lambda: window_index(h, w, window, x.device),
+        )
+        cells = F.pad(x.reshape(b, h * w, c), (0, 0, 0, 1))
+        windows = self.qkv(cells).index_select(1, cut).view(-1, window * window, 3 * c)
+        mixed = self.mix(windows, (window, window)).view(b, -1, c)
+        return self.proj(mixed.index_select(1, back)).view(b, h, w, c)
+
+    def mix(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attend: ``b (h w) 3c`` queries, keys and values to ``b (h w) c``."""
+        b, n, c = qkv.shape
+        q, k, v = qkv.view(b, n, 3, self.heads, c // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        h, w = grid
+        rel_h, rel_w = cached(
+            self,
+            ("relative", h, w),
+            (self.rel_pos_h, self.rel_pos_w),
+            lambda: (
+                relative_positions(self.rel_pos_h, h, h),
+                relative_positions(self.rel_pos_w, w, w),
+            ),
+        )
+        out = REL_POS_FORMS[self._form(qkv)](q, k, v, rel_h, rel_w, grid)
+        return out.transpose(1, 2).reshape(b, n, c // 3)
+
+    def _form(self, x: Tensor) -> str:
+        if self.form != "auto":
+            return self.form
+        if plain_requested() or tracing():
+            return "reference"
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            return "reference"
+        return fastest_form(x.device, x.dtype)
 
 
 class Block(nn.Module):
@@ -63,11 +107,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``b h w c`` to the same shape."""
         y = self.norm1(x)
-        if self.window:
+        if not self.window:
+            y = self.attn(y)
+        elif allowed(self):
+            y = self.attn.forward_windows(y, self.window)
+        else:
             windows, padded = partition_windows(y, self.window)
             y = merge_windows(self.attn(windows), self.window, padded, x.shape[1:3])
-        else:
-            y = self.attn(y)
         x = x + y
         return x + self.mlp(self.norm2(x))
 
@@ -98,9 +144,24 @@ class ImageEncoder(nn.Module):
             LayerNorm2d(out_dim),
         )
 
+    @property
+    def attention(self) -> str:
+        """Return how attention is computed: ``auto`` or a name from ``REL_POS_FORMS``."""
+        return self.blocks[0].attn.form  # pyright: ignore
+
+    @attention.setter
+    def attention(self, form: str) -> None:
+        if form != "auto" and form not in REL_POS_FORMS:
+            raise ConfigError(
+                f"attention {form!r} is unknown; expected auto, {', '.join(REL_POS_FORMS)}"
+            )
+        for block in self.blocks:
+            block.attn.form = form  # pyright: ignore
+
     def forward(self, x: Tensor) -> Tensor:
         """Map a normalised image ``b 3 h w`` to ``b out_dim h/16 w/16``."""
-        x = self.patch_embed(x)
+        # the patches come channel by channel; what follows works cell by cell
+        x = self.patch_embed(x).contiguous()
         x = x + self._positions(x.shape[1], x.shape[2])
         for block in self.blocks:
             x = block(x)
@@ -133,3 +194,18 @@ def merge_windows(x: Tensor, window: int, padded: tuple[int, int], size: tuple[i
     h, w = size
     x = x.view(-1, ph // window, pw // window, window, window, x.shape[-1])
     return x.transpose(2, 3).reshape(-1, ph, pw, x.shape[-1])[:, :h, :w]
+
+
+def window_index(h: int, w: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where the cells of windows come from, and where they go back to.
+
+    Returns:
+        ``n window window`` flattened: the cell ``y * w + x`` of every place in every window, and
+        ``h * w`` where the window lies outside; and ``h w`` flattened: the place of every cell.
+    """
+    cells = torch.arange(h * w, device=device).view(1, h, w, 1)
+    padded = F.pad(cells, (0, 0, 0, -w % window, 0, -h % window), value=h * w)
+    cut = partition_windows(padded, window)[0].flatten()
+    back = torch.empty(h * w + 1, dtype=torch.long, device=device)
+    back[cut] = torch.arange(len(cut), device=device)
+    return cut, back[:-1]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zim.model.fast import conv_norm
+
 
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of a ``b c h w`` map (eps 1e-6 as in SAM)."""
@@ -21,10 +23,8 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` (b c h w) at every pixel."""
-        mean = x.mean(1, keepdim=True)
-        centred = x - mean
-        x = centred * torch.rsqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
-        return self.weight[:, None, None] * x + self.bias[:, None, None]
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
 
 
 class MLPBlock(nn.Module):
@@ -78,6 +78,11 @@ class ConvNormAct(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``b dim_in h w`` to ``b dim_out h' w'``."""
+        conv, norm, act = self
+        return act(conv_norm(conv, norm, input))  # pyright: ignore[reportArgumentType]
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a skip connection (He et al. 2016, basic block)."""
@@ -91,4 +96,5 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``b c h w`` to the same shape."""
-        return F.relu(x + self.conv2(self.conv1(x)))
+        conv, norm = self.conv2
+        return F.relu(x + conv_norm(conv, norm, self.conv1(x)))  # pyright: ignore
