@@ -12,6 +12,7 @@ import torch
 from zim.errors import CheckpointError, ConfigError
 from zim.images import load_image
 from zim.model.matting import ZimNetwork
+from zim.onnx.layout import is_onnx_folder, official
 from zim.predictor import ZimPredictor
 from zim.pretrained import Zim
 from zim.prompts import Prompt
@@ -27,13 +28,14 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
     """Load a model by name, path or hub id.
 
     Args:
-        name: a name from ``zim models``, a checkpoint folder or ``.safetensors`` file, or a
-            Hugging Face id.
+        name: a name from ``zim models``, a checkpoint folder or ``.safetensors`` file, a folder
+            with ``encoder.onnx`` and ``decoder.onnx``, or a Hugging Face id.
         device: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16``, ``float16``.
+        dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16``, ``float16``;
+            ONNX models compute as they were exported.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode; an :class:`zim.onnx.OnnxZim` for ONNX folders.
 
     Raises:
         CheckpointError: no such model, or its weights are not there.
@@ -41,6 +43,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
+    if official(str(name)) or is_onnx_folder(Path(name)):
+        return _load_onnx(name, device, dtype)
     source: str | Path = name
     row = REGISTRY.get(str(name))
     if row is not None:
@@ -61,6 +65,16 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
             f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id"
         )
     return Zim.from_pretrained(source).to(where, kind)
+
+
+def _load_onnx(name: str | Path, device: str, dtype: str) -> Zim:
+    from zim.onnx.runtime import OnnxZim
+
+    if dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"dtype {dtype!r}: {name} is an ONNX model, which computes as it was exported; use auto"
+        )
+    return OnnxZim.from_pretrained(name, device=device)
 
 
 def choose_device(device: str = "auto") -> torch.device:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import doctor, matte, models
+from zim.commands import doctor, export, matte, models
 
 COMMANDS = (
     Command(
@@ -21,7 +21,12 @@ COMMANDS = (
     Command("auto", "mattes of everything in an image, without prompts"),
     Command("eval", "score models on a data set"),
     Command("bench", "measure speed and memory on this machine"),
-    Command("export", "export a model to ONNX"),
+    Command(
+        "export",
+        "write a model as ONNX, in the layout of the official release",
+        export.configure,
+        export.run,
+    ),
     Command("serve", "browser interface and HTTP service"),
 )
 

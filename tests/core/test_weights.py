@@ -90,7 +90,7 @@ def test_unknown_and_missing_models_say_what_to_do(
     with pytest.raises(CheckpointError, match=r"vit_b: no weights at .*zim\.build\('vit_b'\)"):
         zim.load("vit_b")
     with pytest.raises(CheckpointError, match="cannot be run by this version"):
-        zim.load("zim_vit_b")
+        zim.load("sam_vit_b")
     with pytest.raises(DownloadError, match="ZIM_OFFLINE"):
         zim.load("someone/some-model")
     with pytest.raises(ConfigError, match="unknown configuration"):

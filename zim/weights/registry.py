@@ -102,6 +102,7 @@ def _official(size: str, folder: str) -> Checkpoint:
         source=f"naver-iv/zim-anything-vit{size}",
         file=folder,
         config=f"vit_{size}",
+        loadable=True,
     )
 
 
