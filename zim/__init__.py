@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from zim import metrics, weights
     from zim.api import load, matte
+    from zim.automatic import ZimAutomaticMaskGenerator
     from zim.builder import build
     from zim.config import ZimConfig
     from zim.errors import ZimError
@@ -29,6 +30,7 @@ _HOMES = {
     "Matte": "zim.result",
     "Prompt": "zim.prompts",
     "Zim": "zim.pretrained",
+    "ZimAutomaticMaskGenerator": "zim.automatic",
     "ZimConfig": "zim.config",
     "ZimError": "zim.errors",
     "ZimPredictor": "zim.predictor",
@@ -43,6 +45,7 @@ __all__ = [
     "Matte",
     "Prompt",
     "Zim",
+    "ZimAutomaticMaskGenerator",
     "ZimConfig",
     "ZimError",
     "ZimPredictor",

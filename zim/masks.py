@@ -38,7 +38,9 @@ def layer_grids(side: int, layers: int, downscale: int) -> list[NDArray[np.float
     """Return the grids of crop layers 0 to ``layers``: ``side / downscale**i`` points a side."""
     if downscale < 1:
         raise ConfigError(f"crop_n_points_downscale_factor is {downscale}; expected at least 1")
-    return [point_grid(max(1, side // downscale**i)) for i in range(layers + 1)]
+    # the first grid is as asked for, which refuses 0; a small one is never thinned to nothing
+    thinned = [max(1, side // downscale**i) for i in range(1, layers + 1)]
+    return [point_grid(n) for n in (side, *thinned)]
 
 
 def crop_boxes(size: tuple[int, int], layers: int, overlap: float) -> list[tuple[Box, int]]:

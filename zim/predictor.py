@@ -286,14 +286,7 @@ class ZimPredictor:
         ]
 
     def _enlarge(self, low: Tensor, frame: Frame, rgb: np.ndarray) -> Tensor:
-        """Bring low-res logits b c m m to the size of a view, in the model's chosen way."""
-        if self.model.config.edges == "bilinear":
-            return frame.enlarge(low)
-        small = frame.inside(low).sigmoid().cpu().numpy()
-        full = np.empty((*low.shape[:2], *frame.original), np.float32)
-        for row in np.ndindex(*low.shape[:2]):
-            full[row] = guided_upsample(small[row], rgb, radius=EDGE_RADIUS)
-        return torch.from_numpy(full).to(low.device).logit_(1e-6)
+        return enlarge_low_res(low, frame, rgb, self.model.config.edges)
 
     def _small_image(self) -> np.ndarray:
         if self._small is None:
@@ -346,6 +339,27 @@ class ZimPredictor:
             lows.append(out.logits)
             scores.append(out.iou)
         return torch.cat(lows), torch.cat(scores)
+
+
+def enlarge_low_res(low: Tensor, frame: Frame, rgb: np.ndarray, edges: str) -> Tensor:
+    """Bring low-res logits to the size of a view.
+
+    Args:
+        low: b c m m over the view's padded frame.
+        frame: of the view.
+        rgb: the view, H x W x 3 uint8.
+        edges: ``ZimConfig.edges``.
+
+    Returns:
+        b c H W logits.
+    """
+    if edges == "bilinear":
+        return frame.enlarge(low)
+    small = frame.inside(low).sigmoid().cpu().numpy()
+    full = np.empty((*low.shape[:2], *frame.original), np.float32)
+    for row in np.ndindex(*low.shape[:2]):
+        full[row] = guided_upsample(small[row], rgb, radius=EDGE_RADIUS)
+    return torch.from_numpy(full).to(low.device).logit_(1e-6)
 
 
 def _tokens(multimask: bool) -> slice:
