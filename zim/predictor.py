@@ -30,6 +30,9 @@ from zim.upsample import guided_upsample
 DECODE_BYTES = 1 << 30
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
+#: there, alpha below this is background and above one minus it foreground: small networks never
+#: quite reach 0 and 1, and a person sees the difference as haze
+EDGE_LEVEL = 0.02
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -356,6 +359,7 @@ def enlarge_low_res(low: Tensor, frame: Frame, rgb: np.ndarray, edges: str) -> T
     if edges == "bilinear":
         return frame.enlarge(low)
     small = frame.inside(low).sigmoid().cpu().numpy()
+    small = np.clip((small - EDGE_LEVEL) / (1 - 2 * EDGE_LEVEL), 0, 1)
     full = np.empty((*low.shape[:2], *frame.original), np.float32)
     for row in np.ndindex(*low.shape[:2]):
         full[row] = guided_upsample(small[row], rgb, radius=EDGE_RADIUS)
