@@ -138,10 +138,11 @@ def _check(model: ZimNetwork, *, single: bool, opset: int) -> None:
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise OutputError(f"{place} is a file; expected a folder to write")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file; expected a folder to write")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in FILES)
     if foreign:  # it is replaced as a whole, so nothing of anyone else's may be inside
         raise OutputError(
