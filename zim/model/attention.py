@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zim.config import MaskedAttentionConfig
+from zim.model.fast import tracing
 
 #: a cell of the attention map covers this many pixels of the model frame
 STRIDE = 16
@@ -292,14 +293,17 @@ def prompt_attention(
     if config.mode == "none":
         return PromptAttention(None, None)
     drawn = (labels == 1) | ((labels == 0) if config.negative_points else False)
-    gain = point_map(points, drawn, grid, config.sigma * max(grid) / 64)
-    # Prompts without a drawn point are left alone, they must not be dimmed everywhere.
-    gain = torch.where(drawn.any(1)[:, None, None], gain, torch.ones_like(gain))
+    gain: Tensor | None = None
+    # asking whether any point is drawn would make a GPU wait
+    if points.device.type != "cpu" or tracing() or drawn.any():
+        gain = point_map(points, drawn, grid, config.sigma * max(grid) / 64)
+        # Prompts without a drawn point are left alone, they must not be dimmed everywhere.
+        gain = torch.where(drawn.any(1)[:, None, None], gain, torch.ones_like(gain)).flatten(1)
     first, last = labels == 2, labels == 3
     has_box = first.any(1) & last.any(1)
     boxes = torch.cat([_pick(points, first), _pick(points, last)], 1)
     inside = box_map(boxes, grid) | ~has_box[:, None, None]
-    return PromptAttention(gain.flatten(1), inside.flatten(1))
+    return PromptAttention(gain, inside.flatten(1))
 
 
 def _pick(points: Tensor, chosen: Tensor) -> Tensor:

@@ -98,3 +98,15 @@ class ResidualBlock(nn.Module):
         """Map ``b c h w`` to the same shape."""
         conv, norm = self.conv2
         return F.relu(x + conv_norm(conv, norm, self.conv1(x)))  # pyright: ignore
+
+
+def in_float32(moved: Tensor, original: Tensor) -> Tensor:
+    """Undo the loss of digits when a module was converted: where ``moved`` is, as exact as before.
+
+    Args:
+        moved: what ``Module.to`` made of ``original``.
+        original: the tensor before; double precision is granted.
+    """
+    if moved.dtype in (original.dtype, torch.float64) or moved.device.type == "meta":
+        return moved
+    return original.to(moved.device)

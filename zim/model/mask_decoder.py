@@ -20,6 +20,9 @@ from zim.model.layers import MLP, ResidualBlock
 from zim.model.pixel_decoder import HierarchicalPixelDecoder, SamUpscaling, enlarge
 from zim.model.transformer import TwoWayTransformer
 
+#: bytes of the widest map that prompts are taken through the fusion with at a time, on a CPU
+CACHED_BYTES = 24 << 20
+
 
 @dataclass(frozen=True)
 class TokenState:
@@ -120,10 +123,10 @@ class MaskDecoder(nn.Module):
         """Let prompt tokens and image exchange.
 
         Args:
-            embedding: ``b dim h w`` per prompt (already gathered; broadcast views are fine).
+            embedding: ``b dim h w`` per prompt, or ``1 dim h w`` for all.
             image_pe: ``1 dim h w``.
             sparse: ``b n dim`` prompt tokens.
-            dense: ``b dim h w`` mask embedding.
+            dense: ``b dim h w`` mask embedding, or ``1 dim h w`` for all.
             mask: attention maps of the prompts.
             present: ``b n`` bool, which prompt tokens exist; None means all.
             cues: ``b planes 8h 8w`` or None.
@@ -141,7 +144,7 @@ class MaskDecoder(nn.Module):
         tokens, cells = self.transformer(image, image_pe, tokens, mask, present)
         vectors = [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         return TokenState(
-            image=cells.transpose(1, 2).reshape(image.shape),
+            image=cells.transpose(1, 2).reshape(b, *image.shape[1:]),
             weights=torch.stack(vectors, 1),
             iou=self.iou_prediction_head(tokens[:, 0]).float(),
             tokens=tokens,
@@ -162,14 +165,41 @@ class MaskDecoder(nn.Module):
         Returns:
             ``b k h/2 w/2`` float32 logits.
         """
+        if self.stride == 2 and self.pixel_decoder.in_phases(halves):
+            return self._pixels_in_phases(halves, state, tokens)
         if self.stride == 4:
             features = self.output_upscaling(state.image)
         else:
             if state.image_index is not None:
                 halves = [half[state.image_index] for half in halves]
             features = self.pixel_decoder(halves, state.image, state.cues)
-        b, c, h, w = features.shape
-        logits = (state.weights[:, tokens] @ features.view(b, c, h * w)).view(b, -1, h, w).float()
+        b, _, h, w = features.shape
+        logits = (state.weights[:, tokens] @ features.flatten(2)).view(b, -1, h, w).float()
         if state.cues is not None:
             logits = logits + self.prior_gain[tokens, None, None] * state.cues[:, :1].float()
         return enlarge(logits) if self.stride == 4 else logits
+
+    def _pixels_in_phases(
+        self, halves: Sequence[Tensor], state: TokenState, tokens: slice
+    ) -> Tensor:
+        """Do what :meth:`decode_pixels` does with image halves made for inference."""
+        phased, h, w = halves[-1].shape[1:]
+        vectors = state.weights[:, tokens].transpose(1, 2)
+        logits = vectors.new_empty(len(state), vectors.shape[2], 2 * h, 2 * w, dtype=torch.float32)
+        # Maps that stay in a core's cache are worth more on a CPU than long batches.
+        step = len(state)
+        if logits.device.type == "cpu":
+            step = max(1, CACHED_BYTES // (phased * h * w * vectors.element_size()))
+        for start in range(0, len(state), step):
+            rows = slice(start, start + step)
+            image_halves = halves
+            if state.image_index is not None:
+                image_halves = [half[state.image_index[rows]] for half in halves]
+            cues = None if state.cues is None else state.cues[rows]
+            maps = self.pixel_decoder.forward_phases(image_halves, state.image[rows], cues)
+            cells = maps.permute(0, 2, 3, 1).reshape(len(maps), h * w * 4, phased // 4)
+            dots = (cells @ vectors[rows]).view(len(maps), h, w, 2, 2, -1)
+            logits[rows].view(len(maps), -1, h, 2, w, 2).copy_(dots.permute(0, 5, 1, 3, 2, 4))
+        if state.cues is not None:
+            logits += self.prior_gain[tokens, None, None] * state.cues[:, :1].float()
+        return logits

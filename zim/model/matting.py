@@ -6,7 +6,9 @@ is the predictor's work (``zim/predictor.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from torch.nn import functional as F
 from zim.config import ConvEncoderConfig, ZimConfig
 from zim.model.attention import prompt_attention
 from zim.model.conv_encoder import ConvEncoder
+from zim.model.fast import allowed, cached
 from zim.model.image_encoder import ImageEncoder
-from zim.model.mask_decoder import MaskDecoder, TokenState
+from zim.model.layers import in_float32
+from zim.model.mask_decoder import CACHED_BYTES, MaskDecoder, TokenState
 from zim.model.prompt_encoder import ABSENT, PromptEncoder
 
 
@@ -78,6 +82,14 @@ class ZimNetwork(nn.Module):
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert; what pictures are normalised with stays in float32."""
+        kept = self.pixel_mean, self.pixel_std
+        super()._apply(fn, recurse)
+        self.pixel_mean = in_float32(self.pixel_mean, kept[0])
+        self.pixel_std = in_float32(self.pixel_std, kept[1])
+        return self
+
     @property
     def device(self) -> torch.device:
         """Return where the weights are."""
@@ -105,6 +117,8 @@ class ZimNetwork(nn.Module):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Run the encoder and the stem on normalised images ``b 3 h w`` (multiples of 16)."""
         frame = (images.shape[-2], images.shape[-1])
+        if allowed(self):
+            images = images.contiguous(memory_format=torch.channels_last)
         if self.mask_decoder.stride == 4:
             return ImageFeatures(self.image_encoder(images), (), frame)
         pixels = self.mask_decoder.pixel_decoder
@@ -138,16 +152,23 @@ class ZimNetwork(nn.Module):
         if image_index is not None:
             embedding = embedding[image_index]
         grid = (embedding.shape[-2], embedding.shape[-1])
-        b = len(points)
-        absent = labels == ABSENT
-        image_pe = self.prompt_encoder.pe_layer.grid(*grid)
+        b = points.shape[0]
+        present: Tensor | None = labels != ABSENT
+        # asking whether any slot is empty would make a GPU wait
+        if allowed(self) and points.device.type == "cpu" and present.all():
+            present = None
+        layer = self.prompt_encoder.pe_layer
+        matrix = layer.positional_encoding_gaussian_matrix
+        image_pe = cached(
+            layer, (*grid, self.dtype), (matrix,), lambda: layer.grid(*grid).to(self.dtype)
+        )
         return self.mask_decoder.decode_tokens(
-            embedding.expand(b, -1, -1, -1),
+            embedding,
             image_pe,
             self.prompt_encoder.sparse(points, labels, features.frame),
-            self.prompt_encoder.dense(mask_input, b, grid),
+            self.prompt_encoder.dense(mask_input, 1 if mask_input is None else b, grid),
             prompt_attention(points, labels, grid, self.config.attention),
-            present=~absent,
+            present=present,
             cues=cues,
             image_index=image_index,
         )
@@ -169,10 +190,28 @@ class ZimNetwork(nn.Module):
         tokens: slice = slice(None),
     ) -> ZimOutput:
         """Decode prompts to logits and quality; arguments as :meth:`decode_tokens`."""
-        state = self.decode_tokens(
-            features, points, labels, mask_input=mask_input, cues=cues, image_index=image_index
-        )
-        return ZimOutput(self.decode_pixels(features, state, tokens), state.iou[:, tokens])
+
+        def answer(rows: slice) -> ZimOutput:
+            state = self.decode_tokens(
+                features,
+                points[rows],
+                labels[rows],
+                mask_input=None if mask_input is None else mask_input[rows],
+                cues=None if cues is None else cues[rows],
+                image_index=None if image_index is None else image_index[rows],
+            )
+            return ZimOutput(self.decode_pixels(features, state, tokens), state.iou[:, tokens])
+
+        count = points.shape[0]
+        step = count
+        if allowed(self) and points.device.type == "cpu":
+            # maps that stay in the cache are worth more than long batches
+            cells = features.embedding[0].numel() * features.embedding.element_size()
+            step = max(1, CACHED_BYTES // cells)
+        if step >= count:
+            return answer(slice(None))
+        parts = [answer(slice(start, start + step)) for start in range(0, count, step)]
+        return ZimOutput(torch.cat([p.logits for p in parts]), torch.cat([p.iou for p in parts]))
 
     def forward(
         self,

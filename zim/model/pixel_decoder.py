@@ -7,19 +7,44 @@ A fusion step is ``ReLU(norm(conv([detail, up])))``. A convolution over a concat
 convolutions, so the detail half is computed once per image (:meth:`FusionStep.image_half`) and
 each prompt pays for its own half only. :meth:`FusionStep.joint` is the undivided form, kept as
 reference.
+
+While inferring, the image halves are laid out in phases (:func:`zim.model.fast.to_phases`), and so
+is everything a step computes: the enlarged map, four times the size of what it is made from, never
+exists, the norm is folded, and the last step's result stays in phases up to the logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zim.config import DecoderConfig
+from zim.model.fast import (
+    allowed,
+    cached,
+    convolve_twice,
+    fold_norm,
+    from_phases,
+    norm_sources,
+    to_phases,
+    twice_kernel,
+    unshuffled_kernel,
+)
 from zim.model.layers import ConvNormAct, LayerNorm2d, make_norm
+
+
+class _Kernels(NamedTuple):
+    """A fusion step's weights for inference, norm folded in."""
+
+    detail: Tensor  # out detail 3 3
+    bias: Tensor  # out
+    up: Tensor  # out up 3 3
+    merged: Tensor  # (4 * out) up 3 3, with the enlargement
+    cues: Tensor  # (4 * out) (4 * cues) 3 3
 
 
 class FusionStep(nn.Module):
@@ -34,7 +59,17 @@ class FusionStep(nn.Module):
         self.norm = make_norm(norm, out)
 
     def image_half(self, detail: Tensor) -> Tensor:
-        """Convolve the image's part, ``b detail h w`` to ``b out h w``, once per image."""
+        """Convolve the image's part once per image.
+
+        Args:
+            detail: ``b detail h w``.
+
+        Returns:
+            ``b out h w``; while inferring ``b (4 * out) h/2 w/2`` in phases, norm included.
+        """
+        if isinstance(self.norm, nn.BatchNorm2d) and allowed(self) and min(detail.shape[-2:]) >= 4:
+            kernels = self._kernels()
+            return to_phases(F.conv2d(detail, kernels.detail, kernels.bias, padding=1))
         return F.conv2d(detail, self.conv.weight[:, : self.split[0]], padding=1)
 
     def forward(self, half: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
@@ -48,12 +83,41 @@ class FusionStep(nn.Module):
         Returns:
             ``b out h w``.
         """
+        if self.in_phases(half):
+            return from_phases(self.forward_phases(half, x, cues))
         up = enlarge(x)
         detail, width, _ = self.split
         y = half + F.conv2d(up, self.conv.weight[:, detail : detail + width], padding=1)
         if cues is not None:
             y = y + F.conv2d(cues, self.conv.weight[:, detail + width :], padding=1)
         return F.relu(self.norm(y))
+
+    def in_phases(self, half: Tensor) -> bool:
+        """Tell whether an image half is one for inference."""
+        return half.shape[1] != self.conv.out_channels
+
+    def forward_phases(self, half: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
+        """Do what :meth:`forward` does, giving ``b (4 * out) h/2 w/2`` in phases."""
+        kernels = self._kernels()
+        y = convolve_twice(x, kernels.merged, kernels.up)
+        if cues is not None:
+            y += F.conv2d(to_phases(cues), kernels.cues, padding=1)
+        return y.add_(half).relu_()
+
+    def _kernels(self) -> _Kernels:
+        """Return the kernels of inference, derived from the weight and the norm."""
+        if self.training:
+            raise RuntimeError("features encoded for inference cannot be used in training mode")
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        norm, detail, width = self.norm, self.split[0], self.split[1]
+
+        def make() -> _Kernels:
+            weight, bias = fold_norm(self.conv.weight, norm)
+            parts = weight.split([detail, width, weight.shape[1] - detail - width], 1)
+            image, up, cues = (p.contiguous(memory_format=torch.channels_last) for p in parts)
+            return _Kernels(image, bias, up, twice_kernel(up), unshuffled_kernel(cues))
+
+        return cached(self, "kernels", (self.conv.weight, *norm_sources(norm)), make)
 
     def joint(self, detail: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
         """Do the same in one convolution over the concatenation (reference)."""
@@ -102,8 +166,27 @@ class HierarchicalPixelDecoder(nn.Module):
         Returns:
             ``b fusion[-1] h/2 w/2``.
         """
-        for factor, step, half in zip((4, 2, 1), self.fuse, halves, strict=True):
-            planes = cues if cues is None or factor == 1 else F.avg_pool2d(cues, factor)
+        y = self._fuse(halves, x, cues)
+        return from_phases(y) if self.in_phases(halves) else y
+
+    def forward_phases(self, halves: Sequence[Tensor], x: Tensor, cues: Tensor | None) -> Tensor:
+        """Do what :meth:`forward` does, giving ``b (4 * fusion[-1]) h/4 w/4`` in phases.
+
+        Only for halves that are :meth:`in_phases`.
+        """
+        return self._fuse(halves, x, cues)
+
+    def in_phases(self, halves: Sequence[Tensor]) -> bool:
+        """Tell whether image halves were made for inference."""
+        return halves[-1].shape[1] == 4 * self.fuse[-1].conv.out_channels  # pyright: ignore
+
+    def _fuse(self, halves: Sequence[Tensor], x: Tensor, cues: Tensor | None) -> Tensor:
+        last = len(self.fuse) - 1
+        for i, (step, half) in enumerate(zip(self.fuse, halves, strict=True)):
+            assert isinstance(step, FusionStep)
+            planes = cues if cues is None or i == last else F.avg_pool2d(cues, 2 ** (last - i))
+            if i == last and step.in_phases(half):
+                return step.forward_phases(half, x, planes)
             x = step(half, x, planes)
         return x
 

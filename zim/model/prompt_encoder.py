@@ -6,12 +6,14 @@ State-dict names equal SAM's ``prompt_encoder.*``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zim.model.layers import LayerNorm2d
+from zim.model.layers import LayerNorm2d, in_float32
 
 #: label of SAM's own padding token ("not a point"), which takes part in attention
 PAD = -1
@@ -27,6 +29,15 @@ class RandomFourierPositions(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as asked, but stay in float32 when the network is converted."""
+        kept = self.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        self.positional_encoding_gaussian_matrix = in_float32(
+            self.positional_encoding_gaussian_matrix, kept
+        )
+        return self
 
     def encode(self, xy: Tensor) -> Tensor:
         """Map coordinates in [0, 1], ``... 2``, to ``... dim``."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from zim.config import DecoderConfig, MaskedAttentionConfig
 from zim.model.attention import PromptAttention, masked_attention
+from zim.model.fast import allowed
 from zim.model.layers import MLPBlock
 
 
@@ -37,8 +39,10 @@ class TokenAttention(nn.Module):
         cells: Literal["keys", "queries"] = "keys",
         present: Tensor | None = None,
     ) -> Tensor:
-        """Attend from ``b n dim`` to ``b m dim``; masks as in :func:`masked_attention`."""
-        b, n, _ = q.shape
+        """Attend from ``b n dim`` to ``b m dim``; masks as in :func:`masked_attention`.
+
+        Either side may have a batch of 1, which all rows of the other share.
+        """
         out = masked_attention(
             self._heads(self.q_proj(q)),
             self._heads(self.k_proj(k)),
@@ -48,7 +52,100 @@ class TokenAttention(nn.Module):
             cells=cells,
             present=present,
         )
-        return self.out_proj(out.transpose(1, 2).reshape(b, n, -1))
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def to_image(
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        image: Tensor,
+        mask: PromptAttention | None,
+        mode: str,
+    ) -> Tensor:
+        """Attend from tokens to image cells with the image's projections moved to the tokens.
+
+        There are thousands of cells and few tokens: ``(x K) . q`` is taken as ``x . (K^T q)`` and
+        ``w (x V)`` as ``(w x) V``, so no projected copy of the image is made. For inference.
+
+        Args:
+            tokens: ``b n dim`` queries.
+            keys: ``b m dim``, or ``1 m dim`` for all prompts: the image with its positions.
+            image: the same without.
+            mask: maps over image cells, or None.
+            mode: as in :func:`masked_attention`.
+
+        Returns:
+            ``b n dim``.
+        """
+        b, n, _ = tokens.shape
+        q = self._heads(self.q_proj(tokens))
+        q = q * q.shape[-1] ** -0.5
+        logits = self._against_cells(q, self.k_proj, keys)
+        if mask is not None and mode != "none":
+            if mask.gain is not None and mode == "paper":
+                # the same for all cells, the bias of the keys matters to a product alone
+                offset = q @ self._per_head(self.k_proj)[1][..., None]
+                logits = (logits + offset) * mask.gain[:, None, None]
+            elif mask.gain is not None:
+                logits = logits + mask.gain[:, None, None].clamp_min(1e-6).log()
+            if mask.inside is not None:
+                logits = torch.where(mask.inside[:, None, None], logits, float("-inf"))
+        weights = logits.softmax(-1).to(image.dtype).flatten(1, 2)  # b (heads n) m
+        if len(image) == 1:
+            seen = (weights.flatten(0, 1) @ image[0]).view(b, self.heads, n, -1)
+        else:
+            seen = (weights @ image).view(b, self.heads, n, -1)
+        value, bias = self._per_head(self.v_proj)
+        out = seen @ value.transpose(1, 2) + bias[:, None]
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def from_image(
+        self,
+        keyed: Tensor,
+        image: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        present: Tensor | None,
+    ) -> Tensor:
+        """Add to every image cell what it gathers from the tokens; as :meth:`to_image` turned.
+
+        Args:
+            keyed: ``b m dim``, or ``1 m dim`` for all prompts: the image with its positions.
+            image: the same without.
+            keys: ``b n dim``.
+            values: ``b n dim``.
+            present: ``b n`` bool, False for tokens that are padding.
+
+        Returns:
+            ``b m dim``: the image plus the attention's output.
+        """
+        k, v = self._heads(self.k_proj(keys)), self._heads(self.v_proj(values))
+        k = k * k.shape[-1] ** -0.5
+        logits = self._against_cells(k, self.q_proj, keyed)
+        offset = (k @ self._per_head(self.q_proj)[1][..., None]).float()
+        if present is not None:
+            offset = offset.masked_fill(~present[:, None, :, None], float("-inf"))
+        weights = (logits + offset).softmax(2).to(image.dtype).flatten(1, 2)  # b (heads n) m
+        out = self.out_proj.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        # every head's weights sum to one, so each may carry its share of the bias
+        moved = v @ out + self.out_proj.bias / self.heads
+        image = image.expand(len(keys), -1, -1)
+        return torch.baddbmm(image, weights.transpose(1, 2), moved.flatten(1, 2))
+
+    def _against_cells(self, x: Tensor, projection: nn.Linear, cells: Tensor) -> Tensor:
+        """Multiply ``b heads n d`` with projected cells, less their bias: float32 b heads n m."""
+        b, heads, n, _ = x.shape
+        moved = (x @ self._per_head(projection)[0]).flatten(1, 2)  # b (heads n) dim
+        if len(cells) == 1:
+            logits = moved.flatten(0, 1) @ cells[0].T
+        else:
+            logits = moved @ cells.transpose(1, 2)
+        return logits.view(b, heads, n, -1).float()
+
+    def _per_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return weight ``heads d dim`` and bias ``heads d`` of a projection."""
+        weight = projection.weight.unflatten(0, (self.heads, -1))
+        return weight, projection.bias.unflatten(0, (self.heads, -1))
 
     def _heads(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
@@ -85,7 +182,7 @@ class TwoWayBlock(nn.Module):
         mask: PromptAttention,
         present: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Update ``tokens`` (b n c) and ``image`` (b hw c)."""
+        """Update ``tokens`` (b n c) and ``image`` (b hw c, or 1 hw c for all prompts)."""
         if self.first:  # SAM: no positions and no residual in the very first self-attention
             tokens = self.self_attn(tokens, tokens, tokens, present=present)
         else:
@@ -93,16 +190,24 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(q, q, tokens, present=present)
         tokens = self.norm1(tokens)
 
-        q, k = tokens + token_pe, image + image_pe
+        # A cell outside the box receives nothing (an ablation) only in the plain form.
+        fast = allowed(self) and not self.mask_i2t
         seen = mask if self.mask_t2i else None
-        tokens = tokens + self.cross_attn_token_to_image(q, k, image, mask=seen, mode=self.mode)
+        q, keyed = tokens + token_pe, image + image_pe
+        t2i, i2t = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        if fast:
+            tokens = tokens + t2i.to_image(q, keyed, image, seen, self.mode)
+        else:
+            tokens = tokens + t2i(q, keyed, image, mask=seen, mode=self.mode)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
 
         q = tokens + token_pe
         seen = mask if self.mask_i2t else None
-        image = image + self.cross_attn_image_to_token(
-            k, q, tokens, mask=seen, mode=self.mode, cells="queries", present=present
+        if fast:
+            return tokens, self.norm4(i2t.from_image(keyed, image, q, tokens, present))
+        image = image + i2t(
+            keyed, q, tokens, mask=seen, mode=self.mode, cells="queries", present=present
         )
         return tokens, self.norm4(image)
 
@@ -131,7 +236,8 @@ class TwoWayTransformer(nn.Module):
         """Run all blocks.
 
         Args:
-            image: ``b c h w`` embedding plus dense prompt.
+            image: ``b c h w`` embedding plus dense prompt; ``1 c h w`` when all prompts share it,
+                which saves the first block most of its work.
             image_pe: ``1 c h w`` positions.
             tokens: ``b n c``: IoU token, mask tokens, prompt tokens.
             mask: the prompt's attention maps.
@@ -146,11 +252,10 @@ class TwoWayTransformer(nn.Module):
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, pe, mask, present)
         q = queries + tokens
-        queries = queries + self.final_attn_token_to_image(
-            q,
-            keys + pe,
-            keys,
-            mask=mask if self.mask_final else None,
-            mode=self.final_mode,
-        )
-        return self.norm_final_attn(queries), keys
+        mask_final = mask if self.mask_final else None
+        final = self.final_attn_token_to_image
+        if allowed(self):
+            out = final.to_image(q, keys + pe, keys, mask_final, self.final_mode)
+        else:
+            out = final(q, keys + pe, keys, mask=mask_final, mode=self.final_mode)
+        return self.norm_final_attn(queries + out), keys

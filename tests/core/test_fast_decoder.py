@@ -1,0 +1,230 @@
+"""What inference computes differently gives what the plain network gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zim
+from zim.config import PRESETS, MaskedAttentionConfig, ZimConfig
+from zim.model import mask_decoder, matting
+from zim.model.fast import (
+    allowed,
+    cached,
+    convolve_twice,
+    forget,
+    from_phases,
+    plain_forms,
+    to_phases,
+    twice_kernel,
+    unshuffled_kernel,
+)
+from zim.model.layers import ConvNormAct, ResidualBlock
+from zim.testing import TINY_NANO, tiny_model
+
+#: largest difference over the largest value, float32
+RELATIVE = 5e-5
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def difference(ours: Tensor, plain: Tensor) -> float:
+    return ((ours - plain).abs().max() / plain.abs().max()).item()
+
+
+def normed(module: nn.Module) -> nn.Module:
+    """Give batch norms statistics that matter."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for i, value in enumerate((norm.running_mean, norm.running_var, norm.weight)):
+                assert value is not None
+                value.data = 0.5 + torch.rand(len(value), generator=torch.manual_seed(i))
+            norm.bias.data.normal_()
+    return module.eval()
+
+
+@pytest.mark.parametrize(("h", "w"), [(2, 2), (3, 5), (8, 6)])
+def test_one_kernel_enlarges_and_convolves(h: int, w: int) -> None:
+    x, weight = noise(2, 5, h, w), noise(7, 5, 3, 3, seed=1)
+    large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    expected = F.conv2d(large, weight, padding=1)
+    got = from_phases(convolve_twice(x, twice_kernel(weight), weight))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_convolution_in_phases() -> None:
+    x, weight = noise(2, 3, 6, 10), noise(4, 3, 3, 3, seed=1)
+    got = from_phases(F.conv2d(to_phases(x), unshuffled_kernel(weight), padding=1))
+    torch.testing.assert_close(got, F.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5)
+
+
+def test_phases_by_hand() -> None:
+    x = torch.arange(4.0).view(1, 1, 2, 2)
+    assert to_phases(x).flatten().tolist() == [0, 1, 2, 3]
+    x = torch.stack([x[0, 0], x[0, 0] + 10])[None]  # two channels: phases first, then channels
+    assert to_phases(x).flatten().tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
+    assert torch.equal(from_phases(to_phases(x)), x)
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual"])
+def test_batch_norm_folds_into_the_convolution(kind: str) -> None:
+    module = normed(ConvNormAct(6, 6, stride=2) if kind == "conv" else ResidualBlock(6))
+    x = noise(2, 6, 9, 8)
+    expected = module(x)  # gradients are on: plain
+    names = list(module.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-5)
+    assert list(module.state_dict()) == names
+    module.train()
+    with torch.no_grad():
+        batch = module(x)
+    assert (batch - expected).abs().max() > 1e-2  # training uses the batch's own statistics
+
+
+ATTENTION = {
+    "paper": MaskedAttentionConfig(),
+    "none": MaskedAttentionConfig(mode="none"),
+    "log_bias": MaskedAttentionConfig(mode="log_bias"),
+    "i2t": MaskedAttentionConfig(side="i2t"),
+    "both": MaskedAttentionConfig(side="both"),
+}
+POINTS = torch.rand(5, 4, 2, generator=torch.Generator().manual_seed(4)) * 64
+LABELS = torch.tensor(
+    [[1, -1, -2, -2], [2, 3, -2, -2], [1, 0, -1, -2], [1, 0, 2, 3], [2, 3, -1, -1]]
+)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
+@pytest.mark.parametrize("config", [PRESETS["tiny"], TINY_NANO], ids=["vit", "conv"])
+def test_whole_decoder(config: ZimConfig, attention: MaskedAttentionConfig) -> None:
+    model = tiny_model(replace(config, attention=attention))
+    x = model.preprocess(torch.rand(2, 3, 48, 64) * 255)
+    cues = noise(5, 6, 32, 32) if config.cue_planes else None
+    for mask in (None, noise(5, 1, 32, 32)):
+        for index in (None, torch.tensor([1, 0, 0, 1, 1])):
+            frames = x[:1] if index is None else x
+            given = (POINTS, LABELS, mask, cues, index)
+            with plain_forms():
+                plain = model.decode(model.encode_image(frames), *given)
+            ours = model.decode(model.encode_image(frames), *given)
+            assert difference(ours.logits, plain.logits) <= RELATIVE
+            assert difference(ours.iou, plain.iou) <= RELATIVE
+
+
+@torch.inference_mode()
+def test_boxes_alone_need_no_gaussian_and_agree() -> None:
+    model = tiny_model()
+    features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
+    boxes = torch.tensor([[[3.0, 4], [40, 50]], [[20, 2], [60, 60]]])
+    labels = torch.tensor([[2, 3], [2, 3]])
+    ours = model.decode(features, boxes, labels)
+    with plain_forms():
+        plain = model.decode(model.encode_image(torch.zeros(1, 3, 64, 64)), boxes, labels)
+        assert difference(ours.logits, plain.logits) > RELATIVE  # another picture, another answer
+    joined = model.decode(features, torch.cat([boxes, POINTS[:1, :2]]), LABELS[[1, 1, 0], :2])
+    assert difference(joined.logits[:2], ours.logits) <= RELATIVE
+
+
+@torch.inference_mode()
+def test_chunks_of_one_prompt_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(TINY_NANO)
+    features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
+    cues = noise(5, 6, 32, 32)
+    whole = model.decode(features, POINTS, LABELS, None, cues)
+    monkeypatch.setattr(mask_decoder, "CACHED_BYTES", 1)
+    monkeypatch.setattr(matting, "CACHED_BYTES", 1)
+    single = model.decode(features, POINTS, LABELS, None, cues)
+    assert difference(single.logits, whole.logits) <= RELATIVE
+
+
+def test_derived_weights_follow_their_sources_and_stay_out_of_checkpoints() -> None:
+    model = tiny_model(TINY_NANO)
+    other = tiny_model(TINY_NANO, seed=1)
+    x = model.preprocess(torch.rand(1, 3, 64, 64) * 255)
+    names = list(model.state_dict())
+    given = (POINTS[:1], LABELS[:1], None, noise(1, 6, 32, 32))
+    with torch.inference_mode():
+        model.decode(model.encode_image(x), *given)
+    assert list(model.state_dict()) == names
+    model.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        ours = model.decode(model.encode_image(x), *given).logits
+        with plain_forms():
+            plain = other.decode(other.encode_image(x), *given).logits
+    assert difference(ours, plain) <= RELATIVE
+
+
+def test_what_is_kept_and_when_it_is_made_again() -> None:
+    module, source = nn.Linear(1, 1), torch.ones(3)
+    calls: list[int] = []
+
+    def make() -> float:
+        calls.append(1)
+        return float(source.sum())
+
+    with torch.no_grad():
+        assert [cached(module, "sum", (source,), make) for _ in range(2)] == [3, 3]
+        assert len(calls) == 1
+        source.add_(1)
+        assert cached(module, "sum", (source,), make) == 6
+        forget(module)
+        cached(module, "sum", (source,), make)
+        assert len(calls) == 3
+    cached(module, "sum", (source,), make)  # with gradients nothing is kept
+    assert len(calls) == 4
+
+
+def test_inference_forms_are_for_inference() -> None:
+    module = nn.Linear(1, 1)
+    with torch.no_grad():
+        assert not allowed(module)  # fresh modules train
+        assert allowed(module.eval())
+        with plain_forms():
+            assert not allowed(module)
+    assert not allowed(module)
+    model = tiny_model()
+    with torch.inference_mode():
+        features = model.encode_image(torch.zeros(1, 3, 64, 64))
+    model.train()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="training mode"):
+        model.decode(features, POINTS[:1], LABELS[:1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", [PRESETS["tiny"], TINY_NANO], ids=["vit", "conv"])
+def test_half_precision_keeps_what_must_be_exact(config: ZimConfig) -> None:
+    model = zim.build(config, seed=0).eval()
+    mean = model.pixel_mean.clone()
+    matrix = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()
+    x = torch.rand(1, 3, 64, 64) * 255
+    cues = noise(5, 6, 32, 32) if config.cue_planes else None
+    full = model.decode(model.encode_image(model.preprocess(x)), POINTS, LABELS, None, cues)
+    model.to(torch.bfloat16)
+    assert torch.equal(model.pixel_mean, mean)
+    assert torch.equal(model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix, matrix)
+    cues = None if cues is None else cues.bfloat16()
+    half = model.decode(model.encode_image(model.preprocess(x)), POINTS, LABELS, None, cues)
+    assert half.logits.dtype == torch.float32
+    # alpha within 2 % of float32 nearly everywhere
+    error = (half.logits.sigmoid() - full.logits.sigmoid()).abs()
+    assert error.mean() <= 5e-3
+    assert error.max() <= 5e-2
+
+
+@torch.inference_mode()
+def test_group_norm_and_tiny_frames_take_the_plain_way() -> None:
+    decoder = replace(PRESETS["tiny"].decoder, norm="gn")
+    model = tiny_model(replace(PRESETS["tiny"], decoder=decoder))
+    features = model.encode_image(torch.zeros(1, 3, 64, 64))
+    assert not model.mask_decoder.pixel_decoder.in_phases(features.halves)
+    assert model.decode(features, POINTS, LABELS).logits.shape == (5, 4, 32, 32)
+    model = tiny_model()
+    features = model.encode_image(torch.zeros(1, 3, 16, 48))  # one row of cells
+    assert model.decode(features, POINTS, LABELS).logits.shape == (5, 4, 8, 24)
