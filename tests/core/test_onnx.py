@@ -152,14 +152,14 @@ def prompts(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     box = np.array([[200.0, 100], [900, 700]], np.float32)
     clicks = np.random.default_rng(0).uniform(250, 690, (3, 2, 2)).astype(np.float32)
     if kind == "one box":
-        return box[None], np.array([[2, 3]], np.float32), box_cells(*box.ravel())[None]
+        return box[None], np.array([[2, 3]], np.float32), box_cells(*box.ravel().tolist())[None]
     if kind == "three times two points":
         pad = np.full((3, 1, 2), -0.5, np.float32)
         labels = np.tile(np.array([1, 1, -1], np.float32), (3, 1))
         return np.concatenate([clicks, pad], 1), labels, np.stack([gaussian(c) for c in clicks])
     both = np.concatenate([clicks, np.tile(box, (3, 1, 1))], 1)
     labels = np.tile(np.array([1, 1, 2, 3], np.float32), (3, 1))
-    return both, labels, np.stack([gaussian(c) * box_cells(*box.ravel()) for c in clicks])
+    return both, labels, np.stack([gaussian(c) * box_cells(*box.ravel().tolist()) for c in clicks])
 
 
 @pytest.mark.parametrize("kind", ["one box", "three times two points", "three times both"])
@@ -313,6 +313,20 @@ def test_the_official_folder_by_name(
     assert backend.config.image_size == 1024
     assert backend.config.decoder.stem == (8, 8, 16)  # read off the graph
     assert backend.config.attention.negative_points  # as the official client does
+
+
+def test_the_official_folder_from_the_hubs_own_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZIM_OFFLINE", "1")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "models--naver-iv--zim-anything-vitl"
+    shutil.copytree(folder, repo / "snapshots" / revision / "zim_vit_l_2092")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    backend = OnnxZim.from_pretrained("zim_vit_l", cache_dir=tmp_path)
+    assert backend.config == SMALL_1024
 
 
 def test_missing_official_weights_are_one_complete_message(
