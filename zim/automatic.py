@@ -14,6 +14,7 @@ thinned above ``KEEP_BYTES``, and records make their full-size arrays on demand
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +36,22 @@ from zim.rle import encode_coco, encode_rle
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
-#: clicks along each side when none are asked for; models with cue planes (``nano``) pay a GrabCut
-#: of about 50 ms for every click, so they get a quarter of the clicks
-POINTS_PER_SIDE = 32
-POINTS_PER_SIDE_WITH_CUES = 16
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is searched for when nothing is said."""
+
+    points_per_side: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+
+
+DEFAULTS = Defaults(32, 0.7, 0.9)
+#: for models with cue planes (``nano``): every click costs them a GrabCut of about 50 ms, so there
+#: are a quarter of the clicks; they rate first answers to clicks lower (rarely above 0.6), and the
+#: soft rim is a larger share of an object in a frame of 256, so that stability is lower as well.
+#: Whatever passes is looked at again closely (:mod:`zim.click_search`).
+DEFAULTS_WITH_CUES = Defaults(16, 0.4, 0.8)
 #: bytes of full-size arrays that the records of one picture may hold on to once they are made
 RECORD_BYTES = 1 << 29
 
@@ -51,8 +64,8 @@ class ZimAutomaticMaskGenerator:
         model: ZimNetwork | ZimPredictor | str | Path,
         points_per_side: int | None = None,
         points_per_batch: int | None = None,
-        pred_iou_thresh: float = 0.7,
-        stability_score_thresh: float = 0.9,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
         stability_score_offset: float = 0.1,
         box_nms_thresh: float = 0.7,
         crop_n_layers: int = 0,
@@ -73,11 +86,13 @@ class ZimAutomaticMaskGenerator:
 
         Args:
             model: a model, a predictor (its picture is replaced), or a name as for ``zim.load``.
-            points_per_side: clicks along each side; by default 32, or 16 for models with cue
-                planes.
+            points_per_side: clicks along each side; by default 32 (``DEFAULTS``), 16 for models
+                with cue planes (``DEFAULTS_WITH_CUES``), as for the next two thresholds.
             points_per_batch: clicks decoded at once; by default what fits into memory.
-            pred_iou_thresh: answers need a predicted quality above this; 0 takes all.
-            stability_score_thresh: answers need at least this stability; 0 takes all.
+            pred_iou_thresh: answers need a predicted quality above this; by default 0.7 (cue
+                planes: 0.4); 0 takes all.
+            stability_score_thresh: answers need at least this stability; by default 0.9 (cue
+                planes: 0.8); 0 takes all.
             stability_score_offset: distance of stability's two thresholds from the mask's.
             box_nms_thresh: IoU of boxes above which the poorer answer is a duplicate.
             crop_n_layers: also search crops, layer i has 2**i x 2**i of them.
@@ -115,9 +130,13 @@ class ZimAutomaticMaskGenerator:
 
         self.predictor = as_predictor(model)
         config = self.predictor.model.config
+        usual = DEFAULTS_WITH_CUES if config.cue_planes else DEFAULTS
+        if pred_iou_thresh is None:
+            pred_iou_thresh = usual.pred_iou_thresh
+        if stability_score_thresh is None:
+            stability_score_thresh = usual.stability_score_thresh
         if point_grids is None:
-            auto = POINTS_PER_SIDE_WITH_CUES if config.cue_planes else POINTS_PER_SIDE
-            side = auto if points_per_side is None else points_per_side
+            side = usual.points_per_side if points_per_side is None else points_per_side
             self.point_grids = layer_grids(side, crop_n_layers, crop_n_points_downscale_factor)
         else:
             self.point_grids = [np.asarray(g, np.float64).reshape(-1, 2) for g in point_grids]

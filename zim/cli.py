@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import doctor, export, matte, models
+from zim.commands import auto, doctor, export, matte, models
 
 COMMANDS = (
     Command(
@@ -18,7 +18,12 @@ COMMANDS = (
     Command("models", "list the models: what they are, licence, size, where", None, models.run),
     Command("doctor", "check this installation and say what is wrong", None, doctor.run),
     Command("batch", "mattes for a long list of images, resumable"),
-    Command("auto", "mattes of everything in an image, without prompts"),
+    Command(
+        "auto",
+        "mattes of everything in an image, without prompts",
+        auto.configure,
+        auto.run,
+    ),
     Command("eval", "score models on a data set"),
     Command("bench", "measure speed and memory on this machine"),
     Command(

@@ -1,0 +1,184 @@
+"""``zim auto``: mattes of everything in images, in folders as SAM's ``amg.py`` writes them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zim._progress import progress_on_stderr, track
+from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
+from zim.commands.outputs import Result
+from zim.errors import OutputError, ZimError
+
+if TYPE_CHECKING:
+    from zim.automatic import ZimAutomaticMaskGenerator
+    from zim.commands.auto_files import Target
+
+#: flags that are parameters of the generator under the same names
+SEARCH: tuple[tuple[str, Any, str], ...] = (
+    ("points-per-side", positive_int, "clicks along each side [32; 16 for nano]"),
+    ("points-per-batch", positive_int, "clicks decoded at once [what fits into memory]"),
+    ("pred-iou-thresh", float, "least predicted quality of an answer [0.7; 0.4 for nano]"),
+    ("stability-score-thresh", float, "least stability of an answer [0.9; 0.8 for nano]"),
+    ("stability-score-offset", float, "how far stability moves the threshold [0.1]"),
+    ("box-nms-thresh", float, "IoU of boxes above which one is a duplicate [0.7]"),
+    ("crop-n-layers", int, "also search crops, layer i has 2**i x 2**i of them [0]"),
+    ("crop-nms-thresh", float, "as --box-nms-thresh, between crops [0.7]"),
+    ("crop-overlap-ratio", float, "overlap of crops as a share of the short side [0.341]"),
+    ("crop-n-points-downscale-factor", positive_int, "clicks thin out by this per layer [1]"),
+    ("min-mask-region-area", int, "fill holes and drop islands of fewer pixels [0]"),
+    ("mask-threshold", float, "alpha above which a pixel belongs to a mask [0.5]"),
+    ("max-masks", positive_int, "keep only so many, best first [all]"),
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim auto``."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, - is stdin")
+    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    parser.add_argument(
+        "--rle",
+        action="store_true",
+        help="write masks as COCO run lengths into <stem>.json instead of PNG files and a table",
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=(8, 16), default=8, help="depth of the mattes [8]"
+    )
+    group = parser.add_argument_group("search, as in SAM's generator")
+    for name, kind, text in SEARCH:
+        group.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Matte everything in every image; a bad image never stops the others."""
+    if args.output == "-":
+        raise UsageError("--output - : many files are written; give a folder")
+    if args.images.count("-") > 1:
+        raise UsageError("stdin (-) can be one image only")
+    output = Path(args.output or ".").expanduser()
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output} is a file; give a folder")
+    stems = _stems(args.images)
+    from zim.commands.auto_files import Target
+
+    report = Report(model=args.model, items=[])
+    todo: list[tuple[str, Target]] = []
+    for image, stem in zip(args.images, stems, strict=True):
+        target = Target(output, stem, args.rle)
+        existing = target.existing()
+        if existing is None or args.overwrite:
+            todo.append((image, target))
+        elif args.skip_existing:
+            _add(report, image, target, skipped=True)
+        else:
+            _fail(
+                report,
+                image,
+                OutputError(f"{existing} exists; use --overwrite or --skip-existing"),
+            )
+    if todo:
+        with timed(report.seconds, "start"):
+            apply_runtime(args)
+            generator = _generator(args)
+        with progress_on_stderr():
+            for image, target in track(todo, "images"):
+                _one_image(args, generator, image, target, report)
+    _finish(report, args.images)
+    return report
+
+
+def _stems(images: list[str]) -> list[str]:
+    """Name the folders of results; two pictures must not share one."""
+    taken: dict[str, str] = {}
+    for image in images:
+        stem = Result(image).stem
+        if stem in taken:
+            raise UsageError(
+                f"{taken[stem]} and {image} would both write {stem}; "
+                "run them into different folders"
+            )
+        taken[stem] = image
+    return list(taken)
+
+
+def _generator(args: argparse.Namespace) -> ZimAutomaticMaskGenerator:
+    from zim.api import load
+    from zim.automatic import ZimAutomaticMaskGenerator
+
+    asked = {name.replace("-", "_"): None for name, _, _ in SEARCH}
+    options = {name: value for name in asked if (value := getattr(args, name)) is not None}
+    return ZimAutomaticMaskGenerator(
+        load(args.model, device=args.device, dtype=args.dtype),
+        output_mode="coco_rle" if args.rle else "binary_mask",
+        **options,
+    )
+
+
+def _one_image(
+    args: argparse.Namespace,
+    generator: ZimAutomaticMaskGenerator,
+    image: str,
+    target: Target,
+    report: Report,
+) -> None:
+    from zim.commands.auto_files import write_results
+    from zim.images import load_image
+
+    try:
+        with timed(report.seconds, "read"):
+            rgb = load_image(image).rgb
+        with timed(report.seconds, "search"):
+            records = generator.generate(rgb)
+        with timed(report.seconds, "write"):
+            write_results(target, rgb, records, generator.rules.mask_threshold, args.bits)
+        _add(report, image, target, masks=len(records))
+        if not records:
+            sys.stderr.write(
+                f"zim auto: {image}: nothing passed the thresholds; try a lower "
+                "--pred-iou-thresh or --stability-score-thresh\n"
+            )
+    except (ZimError, OSError) as error:
+        if args.debug:
+            import traceback
+
+            traceback.print_exception(error, file=sys.stderr)
+        _fail(report, image, error)
+
+
+def _add(
+    report: Report, image: str, target: Target, *, masks: int | None = None, skipped: bool = False
+) -> None:
+    item: dict[str, Any] = {
+        "input": image,
+        "outputs": target.outputs(),
+        "metrics": {} if masks is None else {"masks": masks},
+        "error": None,
+    }
+    if skipped:
+        item["skipped"] = True
+    assert report.items is not None
+    report.items.append(item)
+    report.lines += target.outputs().values()
+
+
+def _fail(report: Report, image: str, error: BaseException) -> None:
+    line = error_line(error)
+    sys.stderr.write(f"zim auto: {line if image in line else f'{image}: {line}'}\n")
+    assert report.items is not None
+    report.items.append({"input": image, "outputs": {}, "metrics": {}, "error": line})
+    report.failed = True
+
+
+def _finish(report: Report, images: list[str]) -> None:
+    """Put items in the order of the inputs; a single one is the report itself."""
+    items = report.items or []
+    items.sort(key=lambda item: images.index(item["input"]))
+    if len(items) == 1:
+        report.outputs, report.metrics = items[0]["outputs"], items[0]["metrics"]
+        if items[0]["error"]:
+            report.extra["error"] = items[0]["error"]
+    elif report.failed:
+        bad = sum(1 for item in items if item["error"])
+        report.extra["error"] = f"{bad} of {len(images)} images failed"
