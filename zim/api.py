@@ -118,6 +118,7 @@ def matte(
     *,
     labels: Any = None,
     model: str | Path | ZimNetwork | ZimPredictor = "nano",
+    refine: bool = False,
 ) -> Matte:
     """Cut one object out of a picture.
 
@@ -129,6 +130,8 @@ def matte(
         mask: an alpha or binary mask H x W to start from.
         labels: of the points, when they carry none.
         model: name, path, hub id, model, or a predictor (whose own picture is replaced).
+        refine: sharpen the soft parts with the picture at full resolution
+            (:func:`zim.refine.refine`); for large pictures of hair, fur and thin things.
 
     Returns:
         The matte with ``alpha`` float32 H x W in [0, 1] and ``score``. Nothing asked for means
@@ -147,7 +150,7 @@ def matte(
     )
     predictor = as_predictor(model)
     predictor.set_image(loaded.rgb)
-    return best_matte(predictor, prompt)
+    return best_matte(predictor, prompt, refine=refine)
 
 
 def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
@@ -159,7 +162,7 @@ def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
     return ZimPredictor(_loaded(str(model)))
 
 
-def best_matte(predictor: ZimPredictor, prompt: Prompt) -> Matte:
+def best_matte(predictor: ZimPredictor, prompt: Prompt, *, refine: bool = False) -> Matte:
     """Answer one prompt on the predictor's picture with one matte (see :func:`matte`)."""
     from zim.result import Matte
 
@@ -167,9 +170,14 @@ def best_matte(predictor: ZimPredictor, prompt: Prompt) -> Matte:
     mattes, scores, low_res = predictor.predict_batch([prompt], multimask_output=single)
     best = int(np.argmax(scores[0]))
     assert predictor.image is not None
+    alpha = mattes[0, best]
+    if refine:
+        from zim.refine import refine as sharpen
+
+        alpha = sharpen(predictor.image, alpha, predictor)
     return Matte(
         image=predictor.image,
-        alpha=mattes[0, best],
+        alpha=alpha,
         score=float(scores[0, best]),
         low_res=low_res[0, best],
     )

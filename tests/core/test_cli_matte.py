@@ -328,7 +328,6 @@ def test_bad_images_are_one_line_and_leave_nothing(
         (["--scribble", "missing.json"], 1),
         (["--mask", "missing.png"], 1),
         (["--background", "no-such-colour"], 1),
-        (["--refine"], 1),
         (["--output", "out.jpg"], 2),
         (["--format", "gif"], 2),
         (["--device", "abacus"], 1),

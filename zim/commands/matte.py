@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
-from zim.commandline import Report, UsageError, apply_runtime, error_line, not_built_error, timed
+from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
 from zim.commands.outputs import FORMATS, Plan, Result, pending, plan_outputs
 from zim.commands.prompt_flags import ObjectPrompt, add_prompt_flags, object_prompts
 from zim.errors import ZimError
@@ -50,7 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="estimate the object's own colours at soft edges, so that no rim of the old "
         "background stays, or keep the picture's [ml]",
     )
-    group.add_argument("--refine", action="store_true", help="look again closely (not built yet)")
+    group.add_argument(
+        "--refine",
+        action="store_true",
+        help="sharpen hair and other soft parts with the picture at full resolution",
+    )
     group.add_argument(
         "--multimask", action="store_true", help=f"write {CANDIDATES} candidates, best score first"
     )
@@ -82,8 +86,6 @@ def run(args: argparse.Namespace) -> Report:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other, before anything is loaded."""
-    if args.refine:
-        raise not_built_error("zim matte --refine")
     if args.output == "-" and args.json:
         raise UsageError("--json and --output - both want stdout; write the picture to a file")
     if args.output == "-" and sys.stdout.isatty():
@@ -147,7 +149,7 @@ class _Work:
                 session.encode()
             for prompt, group in zip(self.prompts, image.groups, strict=True):
                 with timed(seconds, "decode"):
-                    answers = session.cut(prompt, candidates=len(group))
+                    answers = session.cut(prompt, candidates=len(group), refine=self.args.refine)
                 for result, answer in zip(group, answers, strict=True):
                     with timed(seconds, "write"):
                         self.write(result, answer, look)

@@ -19,6 +19,7 @@ from zim.images import load_image, read_alpha
 from zim.output import Bits, encode_rgb
 from zim.predictor import ZimPredictor
 from zim.prompts import Prompt
+from zim.refine import refine as sharpen
 from zim.result import Kind, Matte
 
 
@@ -91,21 +92,27 @@ class Session:
         """Run the image encoder on the picture."""
         self._predictor.set_image(self._picture())
 
-    def cut(self, asked: ObjectPrompt, *, candidates: int = 1) -> list[Answer]:
+    def cut(
+        self, asked: ObjectPrompt, *, candidates: int = 1, refine: bool = False
+    ) -> list[Answer]:
         """Cut one object out of the picture.
 
         Args:
             asked: what was said about the object.
             candidates: 1 for the answer, 3 for all alternatives, best score first.
+            refine: sharpen the mattes at full resolution.
 
         Raises:
             PromptError: the prompt is malformed or outside the picture.
         """
         prompt = self._prompt(asked)
         if candidates == 1:
-            return [Answer(best_matte(self._predictor, prompt), prompt)]
+            return [Answer(best_matte(self._predictor, prompt, refine=refine), prompt)]
         mattes, scores, low_res = self._predictor.predict_batch([prompt], multimask_output=True)
         best_first = np.argsort(-scores[0])[:candidates]
+        if refine:
+            for i in best_first:
+                mattes[0, i] = sharpen(self._picture(), mattes[0, i], self._predictor)
         return [
             Answer(
                 Matte(
