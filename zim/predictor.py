@@ -8,9 +8,10 @@ means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from zim.framing import OUTSIDE, Window, object_region, paste_low_res
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
-from zim.prompt_batch import mask_logits, move_into, pad_prompts, split_batch
+from zim.prompt_batch import move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.upsample import guided_upsample
+from zim.views import View, decode_views, encode_views
 
-#: bytes that the per-prompt maps of one decoder chunk may take
-DECODE_BYTES = 1 << 30
+#: crops that are encoded and decoded together
+CROPS = 16
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
 #: there, alpha below this is background and above one minus it foreground: small networks never
@@ -63,7 +65,8 @@ class ZimPredictor:
         self.image: np.ndarray | None = None
         self.frame: Frame | None = None
         self.features: ImageFeatures | None = None
-        self._small: np.ndarray | None = None
+        self._pictures: list[np.ndarray] = []
+        self._views: list[View] = []
 
     @torch.inference_mode()
     def set_image(self, image: Any, image_format: str = "RGB") -> None:
@@ -77,16 +80,33 @@ class ZimPredictor:
         Raises:
             ImageError: it cannot be read or used.
         """
-        if image_format not in ("RGB", "BGR"):
-            raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
-        rgb = load_image(image).rgb
-        if image_format == "BGR":
-            rgb = np.ascontiguousarray(rgb[..., ::-1])
+        rgb = _read(image, image_format)
         self.reset_image()
-        frame = Frame((rgb.shape[0], rgb.shape[1]), self.model.config.image_size)
-        small = frame.resize(rgb)
-        self.features = self._encode([small])
-        self.image, self.frame, self._small = rgb, frame, small
+        view = View.of(rgb, self.model.config.image_size)
+        self._keep([rgb], [view])
+
+    @torch.inference_mode()
+    def set_image_batch(self, images: Sequence[Any], image_format: str = "RGB") -> None:
+        """Encode several pictures; :meth:`predict_batch` then takes a list of prompts for each.
+
+        Args:
+            images: as for :meth:`set_image`; sizes may differ.
+            image_format: as for :meth:`set_image`.
+
+        Raises:
+            ImageError: one cannot be read or used, or there is none.
+        """
+        pictures = [_read(image, image_format) for image in images]
+        if not pictures:
+            raise ImageError("the list of images is empty; give at least one")
+        self.reset_image()
+        self._keep(pictures, [View.of(rgb, self.model.config.image_size) for rgb in pictures])
+
+    def _keep(self, pictures: list[np.ndarray], views: list[View]) -> None:
+        self.features = encode_views(self.model, views)
+        self._pictures, self._views = pictures, views
+        if len(pictures) == 1:
+            self.image, self.frame = pictures[0], views[0].frame
 
     @torch.inference_mode()
     def set_torch_image(self, image: Tensor, original_image_size: tuple[int, int]) -> None:
@@ -109,11 +129,10 @@ class ZimPredictor:
             )
         self.reset_image()
         small = image[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-        self.features = self._encode([small])
         # a second look needs a picture of the full size; the enlarged one is all there is
         height, width = frame.original
         full = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
-        self.image, self.frame, self._small = np.asarray(full), frame, small
+        self._keep([np.asarray(full)], [View(small, frame)])
 
     def get_image_embedding(self) -> Tensor:
         """Return the embedding, 1 x C x S/16 x S/16 (1 x 256 x 64 x 64 for the ViT models)."""
@@ -148,30 +167,63 @@ class ZimPredictor:
         """
         frame = self._ready()[1]
         prompts, batched = split_batch(point_coords, point_labels, box, mask_input, frame.original)
-        result = self._answer(prompts, multimask_output, return_logits)
+        (result,) = self._answer([prompts], multimask_output, return_logits)
         return result if batched else (result[0][0], result[1][0], result[2][0])
 
+    @overload
     def predict_batch(
         self,
         prompts: Sequence[Prompt | dict[str, Any]],
         multimask_output: bool = False,
         return_logits: bool = False,
-    ) -> Arrays:
+    ) -> Arrays: ...
+
+    @overload
+    def predict_batch(
+        self,
+        prompts: Sequence[Sequence[Prompt | dict[str, Any]]],
+        multimask_output: bool = False,
+        return_logits: bool = False,
+    ) -> list[Arrays]: ...
+
+    def predict_batch(
+        self,
+        prompts: Sequence[Any],
+        multimask_output: bool = False,
+        return_logits: bool = False,
+    ) -> Arrays | list[Arrays]:
         """Predict mattes of many objects in one pass; prompts may be of different kinds.
 
         Args:
             prompts: :class:`zim.Prompt` or dictionaries of :meth:`zim.Prompt.create`'s arguments
-                (``points``, ``labels``, ``box``, ``scribble``, ``mask``, ``low_res``).
+                (``points``, ``labels``, ``box``, ``scribble``, ``mask``, ``low_res``). After
+                :meth:`set_image_batch` a list of such lists, one for every picture.
             multimask_output: as in :meth:`predict`.
             return_logits: as in :meth:`predict`.
 
         Returns:
             mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2, all float32;
-            row i equals what :meth:`predict` gives for prompt i alone.
+            row i equals what :meth:`predict` gives for prompt i alone. For several pictures a
+            list with such a triple for each.
+
+        Raises:
+            PromptError: a prompt is malformed or outside its picture, or the lists do not fit.
         """
-        size = self._ready()[1].original
-        checked = [p if isinstance(p, Prompt) else Prompt.create(size, **p) for p in prompts]
-        return self._answer(checked, multimask_output, return_logits)
+        if self.features is None:
+            self._ready()
+        several = not isinstance(prompts[0] if len(prompts) else {}, Prompt | dict)
+        lists = list(prompts) if several else [prompts]
+        if len(lists) != len(self._views):
+            raise PromptError(
+                f"prompts for {len(lists)} pictures were given, {len(self._views)} are set; "
+                "give one list of prompts for every picture"
+            )
+        checked = [
+            [p if isinstance(p, Prompt) else Prompt.create(view.frame.original, **p) for p in some]
+            for view, some in zip(self._views, lists, strict=True)
+        ]
+        results = self._answer(checked, multimask_output, return_logits)
+        return results if several else results[0]
 
     @torch.inference_mode()
     def predict_torch(
@@ -207,141 +259,151 @@ class ZimPredictor:
         if corners is not None:
             corners = frame.from_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
         prompts, _ = split_batch(points, labels, corners, masks, frame.original)
-        full, iou, low = self._decode(prompts, _tokens(multimask_output))
-        return (full if return_logits else full.sigmoid_()), iou, low
+        tokens = _tokens(multimask_output)
+        (result,) = self._decode([prompts], tokens, return_logits, self.device)
+        return result
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[Prompt], multimask: bool, logits: bool) -> Arrays:
-        full, iou, low = self._decode(prompts, _tokens(multimask))
-        if not logits:
-            full = full.sigmoid_()
-        return full.cpu().numpy(), iou.cpu().numpy(), low.cpu().numpy()
+    def _answer(self, prompts: list[list[Prompt]], multimask: bool, logits: bool) -> list[Arrays]:
+        results = self._decode(prompts, _tokens(multimask), logits, torch.device("cpu"))
+        return [(a.numpy(), b.cpu().numpy(), c.cpu().numpy()) for a, b, c in results]
 
     def _ready(self) -> tuple[np.ndarray, Frame, ImageFeatures]:
-        if self.image is None or self.frame is None or self.features is None:
+        if self.features is None:
             raise ImageError("no image is set; call set_image(image) before predict")
+        if self.image is None or self.frame is None:
+            raise ImageError(
+                f"{len(self._views)} images are set; give predict_batch a list of prompts for "
+                "each, or call set_image for one"
+            )
         return self.image, self.frame, self.features
 
     # Decoding. Prompts are in picture pixels; a "view" is the whole picture or a crop of it.
 
-    def _decode(self, prompts: list[Prompt], tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return full-size logits, quality and low-res logits of checked prompts."""
-        image, frame, features = self._ready()
-        size = frame.original
-        prompts = [
-            p
-            if not (p.empty and p.low_res is None)
-            else Prompt(p.points, p.labels, whole_frame(size))
-            for p in prompts
-        ]
-        if not prompts:
+    def _decode(
+        self, prompts: list[list[Prompt]], tokens: slice, logits: bool, device: torch.device
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Decode checked prompts, a list for every picture.
+
+        Returns:
+            For every picture mattes (or logits) on ``device``, and quality and low-res logits on
+            the model's. Beside them only one matte is held at full size at a time.
+        """
+        if not all(prompts):
             raise PromptError("the list of prompts is empty; give at least one")
-        if not self.model.config.framing:
-            low, iou = self._decode_view(self._small_image(), frame, features, prompts, tokens)
-            return self._enlarge(low, frame, image), iou, low
-
-        windows = self._windows(prompts, tokens)
+        asked = [
+            (k, _or_everything(prompt, self._views[k].frame))
+            for k, some in enumerate(prompts)
+            for prompt in some
+        ]
         count = len(range(self.model.config.decoder.mask_tokens)[tokens])
-        side = frame.size // 2
-        full = torch.full((len(prompts), count, *size), OUTSIDE, device=self.device)
-        low = full.new_empty(len(prompts), count, side, side)
-        iou = full.new_empty(len(prompts), count)
-        whole = [i for i, w in enumerate(windows) if w is None]
-        if whole:
-            some = [prompts[i] for i in whole]
-            low[whole], iou[whole] = self._decode_view(
-                self._small_image(), frame, features, some, tokens
-            )
-            for i in whole:
-                full[i] = self._enlarge(low[i : i + 1], frame, image)[0]
-        for i, window in enumerate(windows):
-            if window is None:
-                continue
-            inner = Frame((window.height, window.width), frame.size)
-            cut = np.ascontiguousarray(window.crop(image))
-            small = inner.resize(cut)
-            moved = move_into(prompts[i], window, frame, inner)
-            part, iou[i : i + 1] = self._decode_view(
-                small, inner, self._encode([small]), [moved], tokens
-            )
-            full[i, :, window.y0 : window.y1, window.x0 : window.x1] = self._enlarge(
-                part, inner, cut
-            )[0]
-            low[i] = paste_low_res(part[0], window, frame, inner)
-        return full, iou, low
+        blank = OUTSIDE if logits else torch.tensor(OUTSIDE).sigmoid().item()
+        full = [
+            torch.full((len(some), count, *view.frame.original), blank, device=device)
+            if self.model.config.framing
+            else torch.empty(len(some), count, *view.frame.original, device=device)
+            for view, some in zip(self._views, prompts, strict=True)
+        ]
+        mattes = [row for some in full for row in some]
 
-    def _windows(self, prompts: list[Prompt], tokens: slice) -> list[Window | None]:
+        def place(
+            i: int, low: Tensor, frame: Frame, rgb: np.ndarray, window: Window | None
+        ) -> None:
+            matte = enlarge_low_res(low[None], frame, rgb, self.model.config.edges)[0]
+            matte = matte if logits else matte.sigmoid_()
+            if window is None:
+                mattes[i].copy_(matte)
+            else:
+                mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
+
+        windows = self._windows(asked, tokens) if self.model.config.framing else [None] * len(asked)
+        whole = [i for i, window in enumerate(windows) if window is None]
+        cropped = [i for i, window in enumerate(windows) if window is not None]
+        side = self.model.config.image_size // 2
+        low = torch.empty(len(asked), count, side, side, device=self.device)
+        iou = low.new_empty(len(asked), count)
+        if whole:
+            low[whole], iou[whole] = self._decode_whole([asked[i] for i in whole], tokens)
+            for i in whole:
+                k = asked[i][0]
+                place(i, low[i], self._views[k].frame, self._pictures[k], None)
+        # those with a mask apart from those without, which cannot share a batch
+        cropped.sort(key=lambda i: asked[i][1].mask is None and asked[i][1].low_res is None)
+        for _, run in itertools.groupby(
+            cropped, key=lambda i: asked[i][1].mask is None and asked[i][1].low_res is None
+        ):
+            indices = list(run)
+            for start in range(0, len(indices), CROPS):
+                rows = indices[start : start + CROPS]
+                crops = [(asked[i], windows[i]) for i in rows]
+                self._decode_crops(rows, crops, tokens, low, iou, place)
+        sizes = [len(some) for some in prompts]
+        return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
+
+    def _decode_whole(
+        self, asked: list[tuple[int, Prompt]], tokens: slice
+    ) -> tuple[Tensor, Tensor]:
+        assert self.features is not None
+        where, prompts = [k for k, _ in asked], [p for _, p in asked]
+        return decode_views(self.model, self.features, self._views, where, prompts, tokens)
+
+    def _decode_crops(
+        self,
+        rows: list[int],
+        crops: list[tuple[tuple[int, Prompt], Window | None]],
+        tokens: slice,
+        low: Tensor,
+        iou: Tensor,
+        place: Callable[[int, Tensor, Frame, np.ndarray, Window | None], None],
+    ) -> None:
+        """Look again at crops, each with its prompt, and fill in their rows."""
+        views, prompts, cuts = [], [], []
+        for (k, prompt), window in crops:
+            assert window is not None
+            cut = np.ascontiguousarray(window.crop(self._pictures[k]))
+            view = View.of(cut, self.model.config.image_size)
+            views.append(view)
+            cuts.append(cut)
+            prompts.append(move_into(prompt, window, self._views[k].frame, view.frame))
+        features = encode_views(self.model, views)
+        parts, quality = decode_views(
+            self.model, features, views, range(len(views)), prompts, tokens
+        )
+        iou[rows] = quality
+        for row, (i, ((k, _), window)) in enumerate(zip(rows, crops, strict=True)):
+            assert window is not None
+            place(i, parts[row], views[row].frame, cuts[row], window)
+            low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
+
+    def _windows(self, asked: list[tuple[int, Prompt]], tokens: slice) -> list[Window | None]:
         """Choose where to look again: round the box, or round what a first look finds."""
-        _, frame, features = self._ready()
-        regions: list[np.ndarray | None] = [p.box for p in prompts]
+        regions: list[np.ndarray | None] = [p.box for _, p in asked]
         unknown = [i for i, region in enumerate(regions) if region is None]
         if unknown:
-            low, _ = self._decode_view(
-                self._small_image(), frame, features, [prompts[i] for i in unknown], tokens
-            )
+            low, _ = self._decode_whole([asked[i] for i in unknown], tokens)
             for row, i in enumerate(unknown):
-                positive = prompts[i].points[prompts[i].labels == POSITIVE]
-                regions[i] = object_region(low[row], frame, positive)
+                k, prompt = asked[i]
+                positive = prompt.points[prompt.labels == POSITIVE]
+                regions[i] = object_region(low[row], self._views[k].frame, positive)
         factor = self.model.config.framing
         return [
-            None if region is None else Window.around(region, frame.original, factor)
-            for region in regions
+            None if region is None else Window.around(region, self._views[k].frame.original, factor)
+            for (k, _), region in zip(asked, regions, strict=True)
         ]
 
-    def _enlarge(self, low: Tensor, frame: Frame, rgb: np.ndarray) -> Tensor:
-        return enlarge_low_res(low, frame, rgb, self.model.config.edges)
 
-    def _small_image(self) -> np.ndarray:
-        if self._small is None:
-            raise ImageError("no image is set; call set_image(image) before predict")
-        return self._small
+def _read(image: Any, image_format: str) -> np.ndarray:
+    if image_format not in ("RGB", "BGR"):
+        raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
+    rgb = load_image(image).rgb
+    return rgb if image_format == "RGB" else np.ascontiguousarray(rgb[..., ::-1])
 
-    def _encode(self, pictures: list[np.ndarray]) -> ImageFeatures:
-        """Encode pictures already scaled to the frame, uint8 h x w x 3."""
-        batch = [
-            self.model.preprocess(torch.tensor(p).to(self.device).permute(2, 0, 1)[None])
-            for p in pictures
-        ]
-        return self.model.encode_image(torch.cat(batch))
 
-    def _decode_view(
-        self,
-        small: np.ndarray,
-        frame: Frame,
-        features: ImageFeatures,
-        prompts: list[Prompt],
-        tokens: slice,
-    ) -> tuple[Tensor, Tensor]:
-        """Decode prompts of one view to low-res logits B x C x S/2 x S/2 and quality B x C."""
-        config = self.model.config
-        points, labels = pad_prompts(prompts, frame)
-        masks = mask_logits(prompts, frame)
-        cues: np.ndarray | None = None
-        if config.cue_planes:
-            from zim.cues import compute_cues
-
-            cues = compute_cues(small, points, labels, config.image_size, masks)
-        # One widest map per prompt at stride 2, times what is alive around it.
-        alive = 4 * (config.image_size // 2) ** 2 * sum(config.decoder.fusion)
-        step = max(1, DECODE_BYTES // alive)
-        lows, scores = [], []
-        for start in range(0, len(prompts), step):
-            rows = slice(start, start + step)
-            out = self.model.decode(
-                features,
-                torch.from_numpy(points[rows]).to(self.device),
-                torch.from_numpy(labels[rows]).to(self.device),
-                mask_input=None
-                if masks is None
-                else torch.from_numpy(masks[rows, None]).to(self.device, self.model.dtype),
-                cues=None
-                if cues is None
-                else torch.from_numpy(cues[rows]).to(self.device, self.model.dtype),
-                tokens=tokens,
-            )
-            lows.append(out.logits)
-            scores.append(out.iou)
-        return torch.cat(lows), torch.cat(scores)
+def _or_everything(prompt: Prompt, frame: Frame) -> Prompt:
+    """Nothing asked for means the whole picture."""
+    if not prompt.empty or prompt.low_res is not None:
+        return prompt
+    return Prompt(prompt.points, prompt.labels, whole_frame(frame.original))
 
 
 def enlarge_low_res(low: Tensor, frame: Frame, rgb: np.ndarray, edges: str) -> Tensor:

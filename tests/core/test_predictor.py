@@ -169,7 +169,7 @@ def test_many_prompts_in_chunks_equal_one_pass(
 ) -> None:
     boxes = np.array([[i, i, 40 + i, 40.0 + i % 8] for i in range(7)])
     whole = predictor.predict(box=boxes)[0]
-    monkeypatch.setattr("zim.predictor.DECODE_BYTES", 1)
+    monkeypatch.setattr("zim.views.DECODE_BYTES", 1)
     np.testing.assert_allclose(predictor.predict(box=boxes)[0], whole, atol=1e-4)
 
 

@@ -42,6 +42,13 @@ class ImageFeatures:
         """Return the number of images."""
         return len(self.embedding)
 
+    def row(self, index: int) -> ImageFeatures:
+        """Return the features of one image, as a batch of one."""
+        some = slice(index, index + 1)
+        return replace(
+            self, embedding=self.embedding[some], halves=tuple(h[some] for h in self.halves)
+        )
+
     def to(self, *args: object, **kwargs: object) -> ImageFeatures:
         """Move or convert, as ``Tensor.to``."""
         return replace(

@@ -1,0 +1,117 @@
+"""Batches over prompts and pictures: the same mattes, in bounded memory, in any precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import zim
+from zim.errors import ImageError, PromptError
+from zim.testing import TINY_NANO, picture, tiny_model
+
+PICTURES = [picture(48, 64), picture(80, 50, seed=1), picture(64, 64, seed=2)]
+PROMPTS: list[list[dict[str, Any]]] = [
+    [{"points": [[30, 20, 1]]}, {"box": [10, 8, 50, 40]}],
+    [{"box": [5, 20, 30, 60]}],
+    [{"points": [[30, 30, 1], [3, 3, 0]]}, {"box": [0, 0, 60, 60]}, {}],
+]
+
+
+@pytest.fixture(scope="module", params=["tiny", TINY_NANO], ids=["tiny", "tiny_nano"])
+def predictor(request: pytest.FixtureRequest) -> zim.ZimPredictor:
+    return zim.ZimPredictor(tiny_model(request.param))
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_pictures_together_equal_each_alone(predictor: zim.ZimPredictor, multimask: bool) -> None:
+    predictor.set_image_batch(PICTURES)
+    together = predictor.predict_batch(PROMPTS, multimask_output=multimask)
+    assert [t[0].shape[:2] for t in together] == [
+        (len(some), 3 if multimask else 1) for some in PROMPTS
+    ]
+    for rgb, prompts, (mattes, scores, low) in zip(PICTURES, PROMPTS, together, strict=True):
+        predictor.set_image(rgb)
+        alone = predictor.predict_batch(prompts, multimask_output=multimask)
+        assert mattes.shape[2:] == rgb.shape[:2]
+        np.testing.assert_allclose(mattes, alone[0], atol=2e-3)
+        np.testing.assert_allclose(scores, alone[1], atol=1e-3)
+        np.testing.assert_allclose(low, alone[2], atol=2e-2)
+
+
+def test_prompts_with_and_without_a_mask_share_a_batch_of_crops() -> None:
+    predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
+    predictor.set_image(PICTURES[0])
+    mask = np.zeros((48, 64), np.float32)
+    mask[10:30, 10:30] = 1
+    prompts = [
+        {"box": [5, 5, 30, 30]},
+        {"box": [8, 8, 32, 32], "mask": mask},
+        {"box": [20, 10, 50, 40]},
+    ]
+    together = predictor.predict_batch(prompts, return_logits=True)
+    for i, prompt in enumerate(prompts):
+        alone = predictor.predict_batch([prompt], return_logits=True)
+        np.testing.assert_allclose(together[0][i], alone[0][0], atol=2e-2)
+        np.testing.assert_allclose(together[1][i], alone[1][0], atol=1e-3)
+
+
+def test_lists_and_pictures_must_fit(predictor: zim.ZimPredictor) -> None:
+    predictor.set_image_batch(PICTURES[:2])
+    with pytest.raises(PromptError, match="for 1 pictures were given, 2 are set"):
+        predictor.predict_batch(PROMPTS[0])
+    with pytest.raises(PromptError, match="for 3 pictures"):
+        predictor.predict_batch(PROMPTS)
+    with pytest.raises(PromptError, match="empty"):
+        predictor.predict_batch([PROMPTS[0], []])
+    with pytest.raises(ImageError, match="2 images are set"):
+        predictor.predict(box=np.array([0, 0, 9, 9]))
+    with pytest.raises(ImageError, match="list of images is empty"):
+        predictor.set_image_batch([])
+    predictor.reset_image()
+    with pytest.raises(ImageError, match="no image is set"):
+        predictor.predict_batch(PROMPTS[0])
+
+
+def test_a_batch_of_one_picture_is_a_picture(predictor: zim.ZimPredictor) -> None:
+    predictor.set_image_batch(PICTURES[:1])
+    (first,) = predictor.predict_batch(PROMPTS[:1])
+    assert first[0].shape == (2, 1, 48, 64)
+    assert predictor.predict(box=np.array([0, 0, 9, 9]))[0].shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize("config", ["tiny", TINY_NANO], ids=["tiny", "tiny_nano"])
+def test_half_precision_through_the_predictor(config: str | zim.ZimConfig) -> None:
+    """bfloat16 mattes differ by less than a few grey levels on average."""
+    model = zim.build(config, seed=0).eval()
+    answers = []
+    for dtype in (torch.float32, torch.bfloat16):
+        predictor = zim.ZimPredictor(model.to(dtype))
+        predictor.set_image(PICTURES[0])
+        answers.append(predictor.predict_batch([*PROMPTS[0], {"mask": np.eye(48, 64)}][:2]))
+    for array in answers[1]:
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+    error = np.abs(answers[0][0] - answers[1][0])
+    assert error.mean() <= 0.02
+
+
+def test_enlarging_many_mattes_holds_one_beside_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every prompt's matte is enlarged alone, straight into the array that is returned."""
+    predictor = zim.ZimPredictor(tiny_model())
+    predictor.set_image(picture(300, 400))
+    seen: list[int] = []
+    original = zim.predictor.enlarge_low_res  # pyright: ignore[reportAttributeAccessIssue]
+
+    def spy(low: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(len(low))
+        return original(low, *rest)
+
+    monkeypatch.setattr("zim.predictor.enlarge_low_res", spy)
+    boxes = np.array([[i, i, 100.0 + i, 100 + i] for i in range(9)])
+    assert predictor.predict(box=boxes, multimask_output=False)[0].shape == (9, 1, 300, 400)
+    assert seen == [1] * 9
