@@ -381,21 +381,26 @@ def test_what_an_onnx_model_cannot_do(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
+@pytest.fixture(scope="module")
+def client(zim_anything: Any, folder: Path) -> Any:
+    """Return the official predictor on the folder we wrote."""
+    package = sys.modules["zim_anything"]
+    predictor = package.ZimPredictor(package.build_zim_model(str(folder)))
+    predictor.set_image(picture(H, W))
+    return predictor
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["points", "negative", "box"])
-def test_the_official_client_runs_what_we_export(
-    zim_anything: Any, folder: Path, official: Path, model: zim.Zim, kind: str
-) -> None:
-    client = sys.modules["zim_anything"]
-    theirs = client.ZimPredictor(client.build_zim_model(str(folder)))
-    theirs.set_image(picture(H, W))
+@pytest.mark.usefixtures("official")
+def test_the_official_client_runs_what_we_export(client: Any, model: zim.Zim, kind: str) -> None:
     call: dict[str, Any] = {"point_coords": POINTS, "point_labels": LABELS}
     if kind == "negative":
         call["point_labels"] = np.array([1, 0])
     if kind == "box":
         call = {"box": BOX}
-    alternatives, scores, _ = theirs.predict(**call, multimask_output=True)  # all four tokens
-    single, _, _ = theirs.predict(**call, multimask_output=False)
+    alternatives, scores, _ = client.predict(**call, multimask_output=True)  # all four tokens
+    single, _, _ = client.predict(**call, multimask_output=False)
     ours = [zim.load("zim_vit_b")]
     if kind != "negative":  # there our models differ from the client on purpose
         ours.append(model)
