@@ -9,7 +9,9 @@ means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
@@ -370,10 +372,16 @@ class ZimPredictor:
             self.model, features, views, range(len(views)), prompts, tokens
         )
         iou[rows] = quality
-        for row, (i, ((k, _), window)) in enumerate(zip(rows, crops, strict=True)):
+
+        def fill(row: int) -> None:
+            i, ((k, _), window) = rows[row], crops[row]
             assert window is not None
-            place(i, parts[row], views[row].frame, cuts[row], window)
-            low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
+            with torch.inference_mode():  # a mode of the thread, not of the process
+                place(i, parts[row], views[row].frame, cuts[row], window)
+                low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
+
+        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1, 4)) as pool:
+            list(pool.map(fill, range(len(rows))))
 
     def _windows(self, asked: list[tuple[int, Prompt]], tokens: slice) -> list[Window | None]:
         """Choose where to look again: round the box, or round what a first look finds."""

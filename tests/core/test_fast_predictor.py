@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import zim
+from zim.api import choose_dtype, has_matrix_units
 from zim.errors import ImageError, PromptError
 from zim.testing import TINY_NANO, picture, tiny_model
 
@@ -115,3 +117,21 @@ def test_enlarging_many_mattes_holds_one_beside_the_result(
     boxes = np.array([[i, i, 100.0 + i, 100 + i] for i in range(9)])
     assert predictor.predict(box=boxes, multimask_output=False)[0].shape == (9, 1, 300, 400)
     assert seen == [1] * 9
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_follows_the_matrix_units(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("zim.api.has_matrix_units", lambda: amx)
+    assert choose_dtype("auto", torch.device("cpu")) == expected
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32
+    assert choose_dtype("float32", torch.device("cuda")) == torch.float32
+
+
+def test_matrix_units_are_what_linux_says() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("only Linux says")
+    assert has_matrix_units() == ("amx_bf16" in cpuinfo.read_text())
