@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -505,3 +506,21 @@ def test_a_second_look_that_disagrees_is_dropped(
     assert len(kept) == len(first) > 0
     for a, b in zip(kept, first, strict=True):
         np.testing.assert_allclose(a["alpha"], b["alpha"], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_an_onnx_folder_finds_the_same(
+    model: zim.Zim, plain: list[MaskRecord], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+    from zim.onnx import export_onnx
+
+    export_onnx(model, tmp_path / "tiny")
+    records = ZimAutomaticMaskGenerator(
+        tmp_path / "tiny", 4, pred_iou_thresh=0, stability_score_thresh=0.3
+    ).generate(picture())
+    assert len(records) == len(plain) > 1
+    for record, want in zip(records, plain, strict=True):
+        assert record["point_coords"] == want["point_coords"]
+        np.testing.assert_allclose(record["alpha"], want["alpha"], atol=1e-3)
