@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import zim
 from zim import metrics
 from zim import refine as refining
+from zim.cli import main
 from zim.errors import ImageError
 from zim.refine import cell_size, refine
 from zim.testing import TINY_NANO, picture, tiny_model
@@ -170,3 +174,23 @@ def test_matte_refines_only_when_asked() -> None:
     again = refine(rgb, plain.alpha, cell=128 / (model.config.image_size / 2))
     np.testing.assert_allclose(sharp.alpha, again, atol=1e-5)
     assert not np.array_equal(sharp.alpha, plain.alpha)
+
+
+def test_the_command_refines_every_candidate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(picture(96, 128)).save(photo)
+    common = ["matte", str(photo), "--box", "30,15,100,80", "--model", str(model)]
+    common += ["--format", "alpha", "--multimask", "--output"]
+    assert main([*common, str(tmp_path / "plain")]) == 0
+    assert main([*common, str(tmp_path / "sharp"), "--refine"]) == 0
+    assert capsys.readouterr().err == ""
+    plain, sharp = (sorted((tmp_path / n).iterdir()) for n in ("plain", "sharp"))
+    assert [p.name for p in plain] == [p.name for p in sharp]
+    assert len(plain) == 3
+    for before, after in zip(plain, sharp, strict=True):
+        with Image.open(before) as one, Image.open(after) as two:
+            assert not np.array_equal(np.asarray(one), np.asarray(two))
