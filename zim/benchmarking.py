@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -77,7 +76,7 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
+        "torch": str(torch.__version__),
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }

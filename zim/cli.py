@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import auto, doctor, export, matte, models
+from zim.commands import auto, bench, doctor, export, matte, models
 
 COMMANDS = (
     Command(
@@ -25,7 +25,7 @@ COMMANDS = (
         auto.run,
     ),
     Command("eval", "score models on a data set"),
-    Command("bench", "measure speed and memory on this machine"),
+    Command("bench", "measure speed and memory on this machine", bench.configure, bench.run),
     Command(
         "export",
         "write a model as ONNX, in the layout of the official release",
