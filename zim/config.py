@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from zim.errors import ConfigError
 
@@ -142,7 +142,7 @@ class ZimConfig:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return {k: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for k, v in values.items()}
 
 
 _SMALL_DECODER = DecoderConfig(

@@ -89,7 +89,7 @@ class PromptEncoder(nn.Module):
         h, w = frame
         size = torch.tensor([w, h], device=points.device, dtype=torch.float32)
         position = self.pe_layer.encode((points.float() + 0.5) / size)
-        kinds = torch.cat([e.weight for e in self.point_embeddings])
+        kinds = torch.cat([e.weight for e in self.point_embeddings])  # pyright: ignore
         known = labels >= 0
         kind = torch.where(
             known[..., None], kinds[labels.clamp_min(0)], self.not_a_point_embed.weight[0]

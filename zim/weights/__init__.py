@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from zim.weights.registry import REGISTRY, Checkpoint, zim_home
+
+if TYPE_CHECKING:
+    from zim.weights.sam import LoadReport, load_sam
 
 __all__ = ["REGISTRY", "Checkpoint", "LoadReport", "load_sam", "zim_home"]
 
