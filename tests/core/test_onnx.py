@@ -230,6 +230,17 @@ def test_prompts_of_different_lengths_in_one_batch(
     np.testing.assert_allclose(got[1], expected[1], atol=LOGITS)
 
 
+def test_several_pictures_at_once(twins: tuple[zim.ZimPredictor, zim.ZimPredictor]) -> None:
+    answers = []
+    for twin in twins:
+        predictor = zim.ZimPredictor(twin.model)
+        predictor.set_image_batch([picture(H, W), picture(96, 80, seed=1)])
+        asked: list[list[dict[str, Any]]] = [[{"box": BOX}], [{"points": [(40, 50, 1)]}]]
+        answers.append(predictor.predict_batch(asked))
+    for expected, got in zip(*answers, strict=True):
+        np.testing.assert_allclose(got[0], expected[0], atol=MATTES)
+
+
 def test_several_images_in_one_call(model: zim.Zim, folder: Path) -> None:
     backend = zim.load(folder)
     images = torch.randn(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(5))
