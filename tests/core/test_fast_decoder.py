@@ -18,6 +18,7 @@ from zim.model.fast import (
     convolve_twice,
     forget,
     from_phases,
+    fuse_twice,
     plain_forms,
     to_phases,
     twice_kernel,
@@ -56,6 +57,19 @@ def test_one_kernel_enlarges_and_convolves(h: int, w: int) -> None:
     expected = F.conv2d(large, weight, padding=1)
     got = from_phases(convolve_twice(x, twice_kernel(weight), weight))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("there", [True, False])
+def test_adding_and_clipping_in_the_same_pass(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    if not there:
+        monkeypatch.setattr("zim.model.fast._convolve_add_relu", lambda: None)
+    x, weight, half = noise(1, 16, 128, 128), noise(8, 16, 3, 3, seed=1), noise(1, 32, 128, 128)
+    expected = (convolve_twice(x, twice_kernel(weight), weight) + half).relu()
+    given = [t.bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, weight, half)]
+    x, weight, half = given
+    got = fuse_twice(x, twice_kernel(weight), weight, half).float()
+    assert difference(got, expected) <= 1e-2
 
 
 def test_convolution_in_phases() -> None:

@@ -10,6 +10,7 @@ tensors beside the module and derives them anew when a parameter is moved, repla
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -180,12 +181,45 @@ def convolve_twice(x: Tensor, merged: Tensor, weight: Tensor) -> Tensor:
         ``b (4 * out) h w`` in phases.
     """
     y = F.conv2d(x, merged, padding=1)
+    top, bottom, left, right = _rim(x, weight)
+    y[:, :, 0], y[:, :, -1], y[..., 0], y[..., -1] = top, bottom, left, right
+    return y
+
+
+def fuse_twice(x: Tensor, merged: Tensor, weight: Tensor, half: Tensor) -> Tensor:
+    """Return ``relu(convolve_twice(x, merged, weight) + half)``, in one pass where there is one.
+
+    oneDNN adds and clips while a large map is still in registers; the operator that says so is the
+    one torch's compiler uses. Where it is missing, three passes do the same.
+    """
+    fused = _convolve_add_relu()
+    large = x.shape[-1] * x.shape[-2] >= 128 * 128 and half.shape[0] == x.shape[0]
+    if fused is None or not large or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return convolve_twice(x, merged, weight).add_(half).relu_()
+    ones = [1, 1]
+    y = fused(x, half, merged, None, ones, ones, ones, 1, "add", 1.0, "relu", [], "none")
+    top, bottom, left, right = _rim(x, weight)
+    y[:, :, 0] = (top + half[:, :, 0]).relu_()
+    y[:, :, -1] = (bottom + half[:, :, -1]).relu_()
+    y[..., 0] = (left + half[..., 0]).relu_()
+    y[..., -1] = (right + half[..., -1]).relu_()
+    return y
+
+
+@functools.cache
+def _convolve_add_relu() -> Callable[..., Tensor] | None:
+    if not torch.backends.mkldnn.is_available():
+        return None
+    packet = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    return getattr(packet, "binary", None)
+
+
+def _rim(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the first and last row and column of :func:`convolve_twice`."""
     b = len(x)
     rows = _twice_plainly(torch.cat([x[:, :, :2], x[:, :, -2:]]), weight)
     columns = _twice_plainly(torch.cat([x[..., :2], x[..., -2:]]), weight)
-    y[:, :, 0], y[:, :, -1] = rows[:b, :, 0], rows[b:, :, 1]
-    y[..., 0], y[..., -1] = columns[:b, ..., 0], columns[b:, ..., 1]
-    return y
+    return rows[:b, :, 0], rows[b:, :, 1], columns[:b, ..., 0], columns[b:, ..., 1]
 
 
 def _twice_plainly(x: Tensor, weight: Tensor) -> Tensor:

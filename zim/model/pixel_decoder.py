@@ -26,9 +26,9 @@ from zim.config import DecoderConfig
 from zim.model.fast import (
     allowed,
     cached,
-    convolve_twice,
     fold_norm,
     from_phases,
+    fuse_twice,
     norm_sources,
     to_phases,
     twice_kernel,
@@ -99,10 +99,9 @@ class FusionStep(nn.Module):
     def forward_phases(self, half: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
         """Do what :meth:`forward` does, giving ``b (4 * out) h/2 w/2`` in phases."""
         kernels = self._kernels()
-        y = convolve_twice(x, kernels.merged, kernels.up)
         if cues is not None:
-            y += F.conv2d(to_phases(cues), kernels.cues, padding=1)
-        return y.add_(half).relu_()
+            half = half + F.conv2d(to_phases(cues), kernels.cues, padding=1)
+        return fuse_twice(x, kernels.merged, kernels.up, half)
 
     def _kernels(self) -> _Kernels:
         """Return the kernels of inference, derived from the weight and the norm."""
