@@ -279,7 +279,12 @@ def gains(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> dict[str,
 
 
 def measure(
-    composite: Composite, predictor: zim.ZimPredictor, *, alternatives: bool, seams: bool
+    composite: Composite,
+    predictor: zim.ZimPredictor,
+    *,
+    oracles: bool = True,
+    alternatives: bool = False,
+    seams: bool = True,
 ) -> list[dict[str, Any]]:
     """Refine every first matte of one composite."""
     rgb, truth = composite.rgb, composite.alpha
@@ -287,8 +292,10 @@ def measure(
     answer = predictor.predict(box=composite.box, multimask_output=False)[0][0]
     own = cell_size(predictor, answer)
     frame = max(truth.shape) / 512
-    sources = {"model": (answer, own), "oracle, model's grid": (oracle(truth, own), own)}
-    sources["oracle, 1024 frame"] = (oracle(truth, frame), frame)
+    sources = {"model": (answer, own)}
+    if oracles:
+        sources["oracle, model's grid"] = (oracle(truth, own), own)
+        sources["oracle, 1024 frame"] = (oracle(truth, frame), frame)
     records = []
     for source, (first, cell) in sources.items():
         reset_peak()
@@ -382,6 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="seed of the first one [0]")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--alternatives", action="store_true", help="score other methods too")
+    parser.add_argument("--no-oracles", action="store_true", help="only the model's own mattes")
     parser.add_argument("--no-seams", action="store_true", help="leave the un-tiled solve out")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads [2]")
     parser.add_argument("--quick", action="store_true", help="one composite of 800 x 600")
@@ -397,7 +405,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     records: list[dict[str, Any]] = []
     for seed in range(args.first, args.first + (1 if args.quick else args.count)):
         composite = make_composite(seed, photos, *size)
-        new = measure(composite, predictor, alternatives=args.alternatives, seams=not args.no_seams)
+        new = measure(
+            composite,
+            predictor,
+            oracles=not args.no_oracles,
+            alternatives=args.alternatives,
+            seams=not args.no_seams,
+        )
         records += new
         for r in new:
             print(
