@@ -76,7 +76,7 @@ class _Trust:
 #: Measured on composites and on photographs with true alpha; see ``benchmarks/refine.py``.
 _LARGE_CELL = 12.0
 _SMALL = _Trust(doubt=0.15, radius=2, rounds=1)
-_LARGE = _Trust(doubt=0.2, radius=4, rounds=3)
+_LARGE = _Trust(doubt=0.25, radius=4, rounds=3)
 
 
 def refine(
