@@ -186,7 +186,7 @@ def best_matte(predictor: ZimPredictor, prompt: Prompt, *, refine: bool = False)
     """Answer one prompt on the predictor's picture with one matte (see :func:`matte`)."""
     from zim.result import Matte
 
-    single = prompt.single_click
+    single = prompt.single_click and predictor.model.config.lone_click == "best"
     mattes, scores, low_res = predictor.predict_batch([prompt], multimask_output=single)
     best = int(np.argmax(scores[0]))
     assert predictor.image is not None

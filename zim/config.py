@@ -98,6 +98,9 @@ class ZimConfig:
     prompt_blocks: int = 0
     #: the predictor looks again at a crop this many times the object's box; 0 = one look
     framing: float = 0.0
+    #: what answers a lone click in one shot: the alternative with the best predicted score, or the
+    #: first token, for models whose scores do not yet rank the alternatives
+    lone_click: Literal["best", "first"] = "best"
     #: how mattes are enlarged to the picture: the paper's plain way, or along the picture's edges
     edges: Literal["bilinear", "guided"] = "bilinear"
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -165,6 +168,7 @@ PRESETS: dict[str, ZimConfig] = {
         cue_planes=6,
         prompt_blocks=2,
         framing=1.4,
+        lone_click="first",  # held-out scenes, MSE: 79 against 85 for the best-scored alternative
         edges="guided",
     ),
     "tiny": ZimConfig(

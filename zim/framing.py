@@ -21,6 +21,10 @@ from zim.model.prompt_encoder import ABSENT
 OUTSIDE = -20.0
 #: a crop of more than this share of the picture gains nothing over the whole picture
 WHOLE = 0.8
+#: the same for a crop round a first guess instead of a box: a wrong guess becomes final in its crop
+#: (measured with nano on held-out scenes: a second look turns the MSE of small objects from 57 to
+#: 49, and that of objects over an eighth of the picture from 106 to 121)
+GUESSED = 0.33
 #: smallest side of a crop in picture pixels
 SMALLEST = 32
 
@@ -35,13 +39,16 @@ class Window:
     y1: int
 
     @classmethod
-    def around(cls, region: np.ndarray, size: tuple[int, int], factor: float) -> Window | None:
+    def around(
+        cls, region: np.ndarray, size: tuple[int, int], factor: float, most: float = WHOLE
+    ) -> Window | None:
         """Return a crop ``factor`` times the region, or None where the whole picture is as good.
 
         Args:
             region: x0, y0, x1, y1 of the object in pixels.
             size: ``(height, width)`` of the picture.
             factor: the crop's long side over the region's.
+            most: share of the picture above which the whole picture is taken.
         """
         height, width = size
         x0, y0, x1, y1 = (float(v) for v in region)
@@ -54,7 +61,7 @@ class Window:
             int(min(width, np.ceil(cx + half))),
             int(min(height, np.ceil(cy + half))),
         )
-        return None if window.width * window.height > WHOLE * width * height else window
+        return None if window.width * window.height > most * width * height else window
 
     @property
     def width(self) -> int:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from zim.errors import ImageError, PromptError
-from zim.framing import OUTSIDE, Window, object_region, paste_low_res
+from zim.framing import GUESSED, OUTSIDE, WHOLE, Window, object_region, paste_low_res
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
@@ -395,8 +395,15 @@ class ZimPredictor:
                 regions[i] = object_region(low[row], self._views[k].frame, positive)
         factor = self.model.config.framing
         return [
-            None if region is None else Window.around(region, self._views[k].frame.original, factor)
-            for (k, _), region in zip(asked, regions, strict=True)
+            None
+            if region is None
+            else Window.around(
+                region,
+                self._views[k].frame.original,
+                factor,
+                WHOLE if prompt.box is not None else GUESSED,
+            )
+            for (k, prompt), region in zip(asked, regions, strict=True)
         ]
 
 

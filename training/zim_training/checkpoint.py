@@ -80,7 +80,9 @@ def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
     network = ZimConfig.from_dict(state["network"])
     if preset := PRESETS.get(network.name):
         # how mattes are framed and enlarged is the predictor's affair, not the trained weights'
-        network = dataclasses.replace(network, framing=preset.framing, edges=preset.edges)
+        network = dataclasses.replace(
+            network, framing=preset.framing, edges=preset.edges, lone_click=preset.lone_click
+        )
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in state["ema"].items()
