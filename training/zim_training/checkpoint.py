@@ -15,7 +15,7 @@ from torch import nn
 
 from zim.config import PRESETS, ZimConfig
 from zim.errors import CheckpointError
-from zim.weights.store import write_atomic
+from zim.output import atomic_write
 
 
 class Ema:
@@ -91,8 +91,8 @@ def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
     steps = str(state["step"])
     model_path = folder / f"{network.name}.safetensors"
     config_path = folder / f"{network.name}.json"
-    write_atomic(model_path, save(weights, metadata={"format": "pt", "steps": steps}))
-    write_atomic(config_path, (json.dumps(network.to_dict(), indent=2) + "\n").encode())
+    atomic_write(model_path, save(weights, metadata={"format": "pt", "steps": steps}))
+    atomic_write(config_path, (json.dumps(network.to_dict(), indent=2) + "\n").encode())
     return model_path, config_path
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from zim.config import ZimConfig
 from zim.errors import CheckpointError, ConfigError, DownloadError, OutputError
+from zim.output import atomic_write
 
 if TYPE_CHECKING:
     from zim.model.matting import ZimNetwork
@@ -59,24 +59,12 @@ def save_pretrained(model: ZimNetwork, folder: str | Path, *, half: bool = False
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-        text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-        write_atomic(folder / CONFIG, text.encode())
     except OSError as error:
         raise OutputError(f"cannot write a checkpoint into {folder}: {error.strerror}") from error
+    atomic_write(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    atomic_write(folder / CONFIG, text.encode())
     return folder
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def locate(source: str | Path, **hub: Any) -> tuple[Path, Path]:
