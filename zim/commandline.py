@@ -225,7 +225,7 @@ def _guarded(
     command: Command | None,
     argv: Sequence[str],
 ) -> int:
-    """Parse, run, print; turn every expected failure into one line and an exit code."""
+    """Parse, run, print; turn every failure into one line and an exit code."""
     name = f"{prog} {command.name}" if command and command.name != prog else prog
     as_json = "--json" in argv
     debug = "--debug" in argv
@@ -234,47 +234,72 @@ def _guarded(
         if command is None or command.run is None:
             raise UsageError(f"no command given; try {prog} --help")
         report = command.run(args)
+        text = _report_text(report, as_json)
+        code = 1 if report.failed else 0
     except SystemExit as done:  # --help and --version
-        return done.code if isinstance(done.code, int) else 0
-    except UsageError as error:
-        return _fail(name, error, 2, as_json, debug)
-    except (ZimError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            return _closed_pipe()
-        return _fail(name, error, 1, as_json, debug)
+        text, code = "", done.code if isinstance(done.code, int) else 0
+    except BrokenPipeError:
+        return _leave_stdout()
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")
         return 130
-    try:
-        _print_report(report, as_json)
-    except BrokenPipeError:
-        return _closed_pipe()
-    return 1 if report.failed else 0
+    except Exception as error:
+        code = 2 if isinstance(error, UsageError) else 1
+        text = _fail(name, error, as_json, debug)
+    return _write_stdout(name, text, code, debug)
 
 
-def _print_report(report: Report, as_json: bool) -> None:
+def _report_text(report: Report, as_json: bool) -> str:
     if report.stdout_taken:
-        return
+        return ""
     if as_json:
-        sys.stdout.write(json.dumps(report.to_dict(), default=str, allow_nan=False) + "\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in report.lines)
-    sys.stdout.flush()
+        return json.dumps(report.to_dict(), default=str, allow_nan=False) + "\n"
+    return "".join(f"{line}\n" for line in report.lines)
 
 
-def _fail(name: str, error: BaseException, code: int, as_json: bool, debug: bool) -> int:
+def _fail(name: str, error: Exception, as_json: bool, debug: bool) -> str:
+    """Say on stderr what went wrong; return what belongs on stdout."""
     line = error_line(error)
+    if not isinstance(error, (UsageError, ZimError, OSError)):
+        # Nobody raised this on purpose: its type is part of what can be reported.
+        kind = type(error).__name__
+        line = f"unexpected error ({kind if line == kind else f'{kind}: {line}'})"
+        if not debug:
+            line += "; --debug shows the trace"
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     sys.stderr.write(f"{name}: {line}\n")
-    if as_json:
-        sys.stdout.write(json.dumps(Report().to_dict() | {"error": line}) + "\n")
+    return json.dumps(Report().to_dict() | {"error": line}) + "\n" if as_json else ""
+
+
+def _write_stdout(name: str, text: str, code: int, debug: bool) -> int:
+    """Write and flush what is left for stdout; return the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _leave_stdout()
+    except (OSError, ValueError) as error:  # full disk; closed, or a name it cannot encode
+        if text or code == 0:
+            if debug:
+                traceback.print_exception(error, file=sys.stderr)
+            sys.stderr.write(f"{name}: stdout cannot be written: {error_line(error)}\n")
+        return max(code, _leave_stdout())
     return code
 
 
-def _closed_pipe() -> int:
-    """The reader of our stdout went away (``| head``): leave quietly."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - python flushes it at exit
+def _leave_stdout() -> int:
+    """Nothing more can be written to stdout (``| head``, a full disk): drop what is buffered.
+
+    Python flushes stdout once more at exit and would complain, so its file becomes the null device.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file of the system, or closed
+        pass
+    finally:
+        os.close(null)
     return 1
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from pathlib import Path
+from typing import Never, cast
 
 import pytest
 
 from zim import __version__
 from zim.cli import COMMANDS
+from zim.commandline import Command, run_program
 
 Main = Callable[[Sequence[str]], int]
 
@@ -127,3 +130,48 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert expected in streams.err
     if argv:
         assert streams.err.count("\n") == 1
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "words",
+    [["models"], ["models", "--json"], ["matte", "--help"], ["matte", "gone.png", "--json"]],
+    ids=" ".join,
+)
+def test_a_full_stdout_is_one_line_and_exit_code_1(words: list[str], tmp_path: Path) -> None:
+    code = "import sys; from zim.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    with FULL.open("w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "stdout cannot be written: No space left on device"
+    )
+    assert done.stderr.count("\n") == (2 if "gone.png" in words else 1)
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(_: object) -> Never:
+        raise TypeError("two\nlines")
+
+    commands = [Command("work", "fail in a way nobody thought of", None, broken)]
+    line = "zim work: unexpected error (TypeError: two lines)"
+    assert run_program("zim", "", commands, ["work"]) == 1
+    assert capsys.readouterr() == ("", f"{line}; --debug shows the trace\n")
+    assert run_program("zim", "", commands, ["work", "--json"]) == 1
+    assert "TypeError" in json.loads(capsys.readouterr().out)["error"]
+    assert run_program("zim", "", commands, ["work", "--debug"]) == 1
+    streams = capsys.readouterr()
+    assert "Traceback" in streams.err
+    assert streams.err.endswith(f"{line}\n")

@@ -161,3 +161,29 @@ def test_a_file_that_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xd8 not json")
     with pytest.raises(PromptError, match=r"p\.json: not JSON"):
         read_prompts(path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(b'\xef\xbb\xbf{"bbox": [1, 2, 30, 40]}')
+    assert read_prompts(path) == [ObjectPrompt(box=(1, 2, 30, 40))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"point": [[1' + "0" * 400 + ", 5]]}", r"object 1: point \[inf, 5.0\] is not \[x, y\]"),
+        ('{"bbox": [0, 0, 9, 1' + "0" * 5000 + "]}", "object 1: bbox"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"point": [[' + "[" * 300 + "]" * 300 + "]]}", "object 1: point"),
+    ],
+    ids=["400-digits", "5000-digits", "100000-brackets", "300-brackets"],
+)
+def test_numbers_and_nesting_beyond_reason_are_refused_on_a_short_line(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(PromptError, match=expected) as refused:
+        read_prompts(path)
+    assert len(str(refused.value)) < len(str(path)) + 150

@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any, cast
 
 from zim.commandline import UsageError
@@ -117,14 +118,27 @@ def object_prompts(args: argparse.Namespace) -> list[ObjectPrompt]:
 
 def read_prompts(path: Path) -> list[ObjectPrompt]:
     """Read a prompt file: one object in MicroMat-3K's style, or a list of them."""
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: not JSON ({' '.join(str(error).split())})") from error
+    data = read_json(path)
     entries = cast("list[Any]", data if isinstance(data, list) else [data])
     if not entries:
         raise PromptError(f"{path}: an empty list; expected at least one object")
     return [_read_entry(entry, f"{path}, object {i}") for i, entry in enumerate(entries, 1)]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, with or without a byte order mark; every number becomes a float.
+
+    Raises:
+        PromptError: it is not JSON, or nested too deeply.
+        OSError: it cannot be read.
+    """
+    try:
+        # parse_int: whole numbers beyond the range of floats become inf, which is refused later
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)
+    except RecursionError:
+        raise PromptError(f"{path}: brackets nested too deeply for a prompt") from None
+    except ValueError as error:
+        raise PromptError(f"{path}: not JSON ({' '.join(str(error).split())})") from error
 
 
 def _read_entry(entry: Any, where: str) -> ObjectPrompt:
@@ -137,22 +151,26 @@ def _read_entry(entry: Any, where: str) -> ObjectPrompt:
     points: list[Point] = []
     raw_points = values.get("point") or []
     if not isinstance(raw_points, list):
-        raise PromptError(f"{where}: 'point' is {raw_points!r}; expected [[x,y,label],...]")
+        raise PromptError(f"{where}: 'point' is {shorten(raw_points)}; expected [[x,y,label],...]")
     for raw in cast("list[Any]", raw_points):
         numbers = _finite(raw)
         if numbers is None or len(numbers) not in (2, 3):
-            raise PromptError(f"{where}: point {raw!r} is not [x, y] or [x, y, label]")
+            raise PromptError(
+                f"{where}: point {shorten(raw)} is not [x, y] or [x, y, label] with finite numbers"
+            )
         label = numbers[2] if len(numbers) == 3 else 1
         if label < 0:  # padding, as the data set's own loader writes it
             continue
         if label not in (0, 1):
-            raise PromptError(f"{where}: point {raw!r} has a label that is not 0 or 1")
+            raise PromptError(f"{where}: point {shorten(raw)} has a label that is not 0 or 1")
         points.append((numbers[0], numbers[1], int(label)))
     box = None
     if values.get("bbox") is not None:
         numbers = _finite(values["bbox"])
         if numbers is None or len(numbers) != 4:
-            raise PromptError(f"{where}: bbox {values['bbox']!r} is not [x0, y0, x1, y1]")
+            raise PromptError(
+                f"{where}: bbox {shorten(values['bbox'])} is not [x0, y0, x1, y1] with finite numbers"
+            )
         box = (numbers[0], numbers[1], numbers[2], numbers[3])
     return ObjectPrompt(tuple(points), box)
 

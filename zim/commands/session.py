@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.api import best_matte, load
-from zim.commands.prompt_flags import ObjectPrompt
+from zim.commands.prompt_flags import ObjectPrompt, read_json
 from zim.errors import PromptError
 from zim.foreground import ForegroundMethod
 from zim.images import load_image, read_alpha
@@ -86,7 +85,8 @@ class Session:
             ImageError: it cannot be read.
         """
         self._rgb = None
-        self._rgb = load_image(source).rgb
+        loaded = load_image(source)
+        self._rgb, self._alpha = loaded.rgb, loaded.alpha
 
     def encode(self) -> None:
         """Run the image encoder on the picture."""
@@ -147,10 +147,7 @@ def _scribble(file: str, size: tuple[int, int]) -> Any:
     """Read strokes: JSON polylines as they are, a painted picture as H x W in [0, 1]."""
     if Path(file).suffix.lower() != ".json":
         return _painted(file, size, cv2.INTER_NEAREST)
-    try:
-        strokes = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PromptError(f"{file}: not JSON ({error})") from error
+    strokes = read_json(Path(file))
     if not isinstance(strokes, list) or not strokes:
         raise PromptError(f"{file}: expected [[x, y], ...] or a list of such strokes")
     return strokes
