@@ -42,6 +42,10 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
         CheckpointError: no such model, or its weights are not there.
         ConfigError: device or dtype cannot be used.
     """
+    if not isinstance(name, str | Path):
+        raise CheckpointError(
+            f"a model name or path was expected, not {type(name).__name__}; see `zim models`"
+        )
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     if official(str(name)) or is_onnx_folder(Path(name)):
@@ -88,6 +92,10 @@ def choose_device(device: str = "auto") -> torch.device:
         raise ConfigError(
             f"device {device!r} is unknown; expected auto, cpu, cuda, cuda:N or mps"
         ) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(
+            f"device {device!r} is not supported; expected auto, cpu, cuda, cuda:N or mps"
+        )
     missing = (chosen.type == "cuda" and not torch.cuda.is_available()) or (
         chosen.type == "mps" and not torch.backends.mps.is_available()
     )
@@ -170,7 +178,7 @@ def matte(
     )
     predictor = as_predictor(model)
     predictor.set_image(loaded.rgb)
-    return best_matte(predictor, prompt, refine=refine)
+    return best_matte(predictor, prompt, refine=refine, within=loaded.alpha)
 
 
 def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
@@ -182,8 +190,17 @@ def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
     return ZimPredictor(_loaded(str(model)))
 
 
-def best_matte(predictor: ZimPredictor, prompt: Prompt, *, refine: bool = False) -> Matte:
-    """Answer one prompt on the predictor's picture with one matte (see :func:`matte`)."""
+def best_matte(
+    predictor: ZimPredictor,
+    prompt: Prompt,
+    *,
+    refine: bool = False,
+    within: np.ndarray | None = None,
+) -> Matte:
+    """Answer one prompt on the predictor's picture with one matte (see :func:`matte`).
+
+    ``within`` is the picture's own transparency, float32 H x W: what was cut away stays away.
+    """
     from zim.result import Matte
 
     single = prompt.single_click and predictor.model.config.lone_click == "best"
@@ -197,7 +214,7 @@ def best_matte(predictor: ZimPredictor, prompt: Prompt, *, refine: bool = False)
         alpha = sharpen(predictor.image, alpha, predictor)
     return Matte(
         image=predictor.image,
-        alpha=alpha,
+        alpha=alpha if within is None else alpha * within,
         score=float(scores[0, best]),
         low_res=low_res[0, best],
     )

@@ -117,6 +117,17 @@ class ZimConfig:
             raise ConfigError(
                 f"decoder dim {self.decoder.dim} is not divisible by {self.decoder.heads} heads"
             )
+        allowed = (
+            ("edges", self.edges, ("bilinear", "guided")),
+            ("lone_click", self.lone_click, ("best", "first")),
+            ("decoder.norm", self.decoder.norm, ("bn", "gn")),
+            ("decoder.pixel_decoder", self.decoder.pixel_decoder, ("hierarchical", "sam")),
+            ("attention.mode", self.attention.mode, ("paper", "log_bias", "none")),
+            ("attention.side", self.attention.side, ("t2i", "i2t", "both")),
+        )
+        for name, value, values in allowed:
+            if value not in values:
+                raise ConfigError(f"{name} {value!r} is unknown; expected {' or '.join(values)}")
         if self.cue_planes and self.decoder.pixel_decoder != "hierarchical":
             raise ConfigError("cue planes need the hierarchical pixel decoder; set cue_planes=0")
 

@@ -25,7 +25,7 @@ from zim.framing import GUESSED, OUTSIDE, WHOLE, Window, object_region, paste_lo
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
-from zim.prompt_batch import move_into, split_batch
+from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.upsample import guided_upsample
 from zim.views import View, decode_views, encode_views
@@ -205,7 +205,8 @@ class ZimPredictor:
 
         Returns:
             mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2, all float32;
-            row i equals what :meth:`predict` gives for prompt i alone. For several pictures a
+            row i equals what :meth:`predict` gives for prompt i alone, up to the rounding of the
+            model's type (bfloat16: 0.01 in alpha). For several pictures a
             list with such a triple for each.
 
         Raises:
@@ -213,7 +214,15 @@ class ZimPredictor:
         """
         if self.features is None:
             self._ready()
-        several = not isinstance(prompts[0] if len(prompts) else {}, Prompt | dict)
+        if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+            raise PromptError(
+                f"prompts are a {type(prompts).__name__}; expected a list of zim.Prompt or "
+                "dictionaries such as {'box': (x0, y0, x1, y1)}"
+            )
+        first = prompts[0] if len(prompts) else {}
+        several = isinstance(first, list | tuple) and all(
+            isinstance(p, Prompt | dict) for p in first
+        )
         lists = list(prompts) if several else [prompts]
         if len(lists) != len(self._views):
             raise PromptError(
@@ -221,7 +230,7 @@ class ZimPredictor:
                 "give one list of prompts for every picture"
             )
         checked = [
-            [p if isinstance(p, Prompt) else Prompt.create(view.frame.original, **p) for p in some]
+            [as_prompt(p, view.frame.original) for p in some]
             for view, some in zip(self._views, lists, strict=True)
         ]
         results = self._answer(checked, multimask_output, return_logits)

@@ -12,7 +12,7 @@ from zim.errors import PromptError
 from zim.framing import Window, crop_mask
 from zim.geometry import Frame
 from zim.model.prompt_encoder import ABSENT, PAD
-from zim.prompts import BOX_FIRST, BOX_LAST, Prompt, check_box
+from zim.prompts import BOX_FIRST, BOX_LAST, Prompt, check_box, check_low_res
 
 #: the most an alpha or mask prompt is trusted, as a logit
 MASK_LOGIT = 6.0
@@ -48,16 +48,10 @@ def pad_prompts(prompts: Sequence[Prompt], frame: Frame) -> tuple[np.ndarray, np
 def mask_logits(prompts: Sequence[Prompt], frame: Frame) -> np.ndarray | None:
     """Return mask prompts as float32 B x S/2 x S/2 logits, None when there are none.
 
-    Raises:
-        PromptError: some prompts of a batch carry a mask and others do not.
+    Either all prompts carry a mask or none does.
     """
-    given = [p.mask is not None or p.low_res is not None for p in prompts]
-    if not any(given):
+    if all(p.mask is None and p.low_res is None for p in prompts):
         return None
-    if not all(given):
-        raise PromptError(
-            f"{sum(given)} of {len(given)} prompts carry a mask; a batch needs one for all or none"
-        )
     side = frame.size // 2
     maps = []
     for prompt in prompts:
@@ -93,6 +87,21 @@ def move_into(prompt: Prompt, window: Window, frame: Frame, inner: Frame) -> Pro
     return Prompt(points[keep], labels[keep], box, mask, low)
 
 
+def as_prompt(prompt: Any, size: tuple[int, int]) -> Prompt:
+    """Return a prompt or a dictionary of :meth:`Prompt.create`'s arguments, checked."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    known = ("points", "labels", "box", "scribble", "mask", "low_res")
+    if not isinstance(prompt, dict):
+        raise PromptError(
+            f"a prompt is a {type(prompt).__name__}; expected zim.Prompt or a dictionary with "
+            f"any of {', '.join(known)}"
+        )
+    if unknown := [k for k in prompt if k not in known]:
+        raise PromptError(f"unknown prompt key {unknown[0]!r}; expected any of {', '.join(known)}")
+    return Prompt.create(size, **prompt)
+
+
 def split_batch(
     point_coords: Any, point_labels: Any, box: Any, mask_input: Any, size: tuple[int, int]
 ) -> tuple[list[Prompt], bool]:
@@ -102,8 +111,10 @@ def split_batch(
         if point_coords is None:
             given, missing = missing, given
         raise PromptError(f"{given} were given without {missing}; give both or neither")
+    batched_points = len(_shape(point_coords, "point_coords")) == 3
     ranks = (
         (point_coords, 3, "point_coords"),
+        (point_labels if batched_points else None, 2, "point_labels"),
         (box, 2, "box"),
         (mask_input, 4, "mask_input"),
     )
@@ -111,9 +122,13 @@ def split_batch(
     for value, rank, name in ranks:
         if value is None:
             continue
-        shape = np.shape(value)
+        shape = _shape(value, name)
         if len(shape) == rank:
             lengths[name] = shape[0]
+        elif name == "point_labels":
+            raise PromptError(
+                f"point_labels have shape {shape}; expected B x N beside B x N x 2 points"
+            )
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{k} has {v}" for k, v in lengths.items())
         raise PromptError(f"batch sizes differ: {text}; give one row per prompt in each")
@@ -133,20 +148,14 @@ def split_batch(
             points=row(point_coords, 3, i),
             labels=labels,
             box=None if box is None else check_box(row(box, 2, i), size),
-            low_res=None if low is None else _check_low_res(low),
+            low_res=None if low is None else check_low_res(low),
         )
         prompts.append(prompt)
     return prompts, bool(lengths)
 
 
-def _check_low_res(mask: Any) -> np.ndarray:
-    low = np.asarray(mask, np.float32)
-    if low.ndim == 2:
-        low = low[None]
-    if low.ndim != 3 or low.shape[0] != 1 or low.shape[1] != low.shape[2]:
-        raise PromptError(
-            f"mask_input has shape {np.shape(mask)}; expected 1 x m x m logits of one earlier mask"
-        )
-    if not np.isfinite(low).all():
-        raise PromptError("mask_input holds NaN or infinity; expected logits")
-    return low
+def _shape(value: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(np.shape(value))
+    except ValueError as error:
+        raise PromptError(f"{name}: rows of different lengths; expected numbers in rows") from error

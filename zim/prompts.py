@@ -73,7 +73,7 @@ class Prompt:
         alpha = None if mask is None else check_mask(mask, size)
         if alpha is not None and corners is None and not len(xy):
             corners = mask_box(alpha)
-        logits = None if low_res is None else np.asarray(low_res, np.float32)
+        logits = None if low_res is None else check_low_res(low_res)
         return cls(xy, kinds, corners, alpha, logits)
 
     @property
@@ -160,17 +160,24 @@ def check_box(box: Any, size: tuple[int, int]) -> np.ndarray:
 
 def check_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """Return a mask as float32 H x W in [0, 1], or raise PromptError."""
-    values = np.asarray(mask)
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]
+    values = _array(mask, "the mask")
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values.squeeze(0 if values.shape[0] == 1 else 2)
     if values.shape != size:
         raise PromptError(
             f"the mask has shape {values.shape}; expected the picture's {size[0]} x {size[1]}"
         )
     if values.dtype == np.bool_:
         return values.astype(np.float32)
-    if np.issubdtype(values.dtype, np.integer):
-        return np.clip(values.astype(np.float32) / np.iinfo(values.dtype).max, 0, 1)
+    if np.issubdtype(values.dtype, np.integer) and values.size:
+        # 0 and 1 is a binary mask in any type; beyond that the range tells the depth
+        low, high = int(values.min()), int(values.max())
+        full = next((f for f in (1, 255, 65535) if high <= f), None)
+        if low < 0 or full is None:
+            raise PromptError(
+                f"mask values run from {low} to {high}; expected 0 to 1, 255 or 65535"
+            )
+        return (values / full).astype(np.float32)
     values = _numbers(values, "mask").astype(np.float32)
     if values.size and (values.min() < 0 or values.max() > 1):
         raise PromptError(
@@ -178,6 +185,18 @@ def check_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
             "(logits of an earlier call go in as mask_input)"
         )
     return values
+
+
+def check_low_res(mask: Any) -> np.ndarray:
+    """Return logits of an earlier call as float32 1 x m x m, or raise PromptError."""
+    low = _numbers(mask, "mask_input").astype(np.float32)
+    if low.ndim == 2:
+        low = low[None]
+    if low.ndim != 3 or low.shape[0] != 1 or low.shape[1] != low.shape[2] or not low.size:
+        raise PromptError(
+            f"mask_input has shape {np.shape(mask)}; expected 1 x m x m logits of one earlier mask"
+        )
+    return np.clip(low, -100, 100)  # beyond that a sigmoid is 0 or 1, and squares overflow
 
 
 def mask_box(mask: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -225,7 +244,8 @@ def scribble_points(
 
 
 def _strokes(scribble: Any) -> list[np.ndarray]:
-    if isinstance(scribble, Sequence) and scribble and np.ndim(scribble[0]) == 2:
+    several = isinstance(scribble, Sequence) and bool(scribble) and _is_stroke(scribble[0])
+    if several:
         strokes = [_numbers(s, "scribble") for s in scribble]
     else:
         values = _numbers(scribble, "scribble")
@@ -237,6 +257,11 @@ def _strokes(scribble: Any) -> list[np.ndarray]:
                 "a list of strokes, or a painted mask of the picture's size"
             )
     return strokes
+
+
+def _is_stroke(value: Any) -> bool:
+    """Tell whether a list's first entry is a stroke of its own rather than a point."""
+    return isinstance(value, np.ndarray | Sequence) and len(value) > 0 and np.ndim(value[0]) == 1
 
 
 def _lengths(stroke: np.ndarray) -> np.ndarray:
@@ -268,11 +293,22 @@ def _farthest_points(painted: np.ndarray, limit: int) -> np.ndarray:
     return pixels[chosen]
 
 
+def _array(values: Any, what: str) -> np.ndarray:
+    if hasattr(values, "detach"):  # a tensor, possibly with gradients or on another device
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PromptError(f"{what}: rows of different lengths or not numbers") from error
+
+
 def _numbers(values: Any, what: str) -> np.ndarray:
     try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"{what}: not numbers ({error}); expected pixel coordinates") from error
+        array = _array(values, what).astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, PromptError):
+            raise
+        raise PromptError(f"{what}: not numbers ({error}); expected numbers") from error
     if not np.isfinite(array).all():
-        raise PromptError(f"{what} hold NaN or infinity; expected finite pixel coordinates")
+        raise PromptError(f"{what} hold NaN or infinity; expected finite numbers")
     return array

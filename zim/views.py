@@ -69,6 +69,28 @@ def encode_views(model: ZimNetwork, views: Sequence[View]) -> ImageFeatures:
     )
 
 
+def _decode_apart(
+    model: ZimNetwork,
+    features: ImageFeatures,
+    views: Sequence[View],
+    where: Sequence[int],
+    prompts: Sequence[Prompt],
+    tokens: slice,
+    given: NDArray[np.bool_],
+) -> tuple[Tensor, Tensor]:
+    """Decode prompts with a mask and those without one after the other."""
+    order, lows, scores = [], [], []
+    for wanted in (True, False):
+        rows = np.flatnonzero(given == wanted).tolist()
+        own, some = [where[i] for i in rows], [prompts[i] for i in rows]
+        low, iou = decode_views(model, features, views, own, some, tokens)
+        order += rows
+        lows.append(low)
+        scores.append(iou)
+    back = torch.from_numpy(np.argsort(order)).to(lows[0].device)
+    return torch.cat(lows)[back], torch.cat(scores)[back]
+
+
 def decode_views(
     model: ZimNetwork,
     features: ImageFeatures,
@@ -89,10 +111,10 @@ def decode_views(
 
     Returns:
         Low-res logits B x C x S/2 x S/2 and quality B x C, on the model's device.
-
-    Raises:
-        PromptError: some prompts carry a mask and others do not.
     """
+    given = np.array([p.mask is not None or p.low_res is not None for p in prompts])
+    if given.any() and not given.all():  # "no mask" is an embedding of its own: two passes
+        return _decode_apart(model, features, views, where, prompts, tokens, given)
     config, device = model.config, model.device
     frames = [views[k].frame for k in where]
     points, labels = _pad(prompts, frames)
@@ -155,11 +177,9 @@ def _masks(prompts: Sequence[Prompt], frames: Sequence[Frame]) -> np.ndarray | N
     """Do what ``mask_logits`` does for prompts of different frames."""
     if len(set(frames)) == 1:
         return mask_logits(prompts, frames[0])
-    given = [p.mask is not None or p.low_res is not None for p in prompts]
-    if len(set(given)) > 1:
-        mask_logits(prompts, frames[0])  # says what is wrong
     parts = [mask_logits([p], f) for p, f in zip(prompts, frames, strict=True)]
-    return np.concatenate([p for p in parts if p is not None]) if given[0] else None
+    some = [part for part in parts if part is not None]
+    return np.concatenate(some) if some else None
 
 
 def _cues(

@@ -195,6 +195,8 @@ def test_configurations_round_trip_and_refuse_nonsense() -> None:
         assert ZimConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="multiple of 16"):
         ZimConfig("x", ViTConfig(), image_size=100)
+    with pytest.raises(ConfigError, match="edges 'sharp' is unknown"):
+        replace(PRESETS["tiny"], edges="sharp")
     with pytest.raises(ConfigError, match="not divisible"):
         ZimConfig("x", ConvEncoderConfig(), decoder=DecoderConfig(dim=250))
     with pytest.raises(ConfigError, match="encoder kind"):

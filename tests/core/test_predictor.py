@@ -249,3 +249,73 @@ def test_one_shot_single_click_takes_the_best_alternative() -> None:
         np.array([[30.0, 20], [2, 2]]), np.array([1, 0]), multimask_output=False
     )
     np.testing.assert_allclose(two.alpha, single[0], atol=1e-6)
+
+
+def test_prompts_with_and_without_a_mask_share_a_batch(predictor: zim.ZimPredictor) -> None:
+    mask = np.zeros((H, W), bool)
+    mask[10:30, 20:44] = True
+    low = predictor.predict(box=BOX, multimask_output=False)[2]
+    prompts: list[dict[str, Any]] = [
+        {"mask": mask, "points": [(30, 20)]},
+        {"points": [(30, 20)]},
+        {"box": BOX, "low_res": low},
+        {},
+    ]
+    mattes, _, _ = predictor.predict_batch(prompts)
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_allclose(mattes[i], predictor.predict_batch([prompt])[0][0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "a NoneType; expected a list"),
+        ({"box": BOX}, "a dict; expected a list"),
+        ([[1, 1, 50, 50]], "a prompt is a list"),
+        ([{"point_coords": POINT}], "unknown prompt key 'point_coords'"),
+        ([{"box": BOX, "low_res": np.zeros((3, 8, 8))}], "mask_input has shape"),
+        ([{"box": BOX, "low_res": "x"}], "mask_input"),
+        ([], "empty"),
+    ],
+)
+def test_bad_batches_are_refused_in_one_line(
+    predictor: zim.ZimPredictor, prompts: Any, message: str
+) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        predictor.predict_batch(prompts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"box": [[1, 2, 3, 4], [5, 6]]},
+        {"point_coords": [[1, 2], [3]], "point_labels": [1, 1]},
+        {"mask_input": "x"},
+        {"mask_input": np.zeros((1, 0, 0))},
+        {"point_coords": np.ones((2, 1, 2)), "point_labels": np.ones((3, 1))},
+        {"point_coords": np.ones((2, 1, 2)), "point_labels": np.ones(2)},
+    ],
+)
+def test_ragged_and_mismatched_input_is_a_prompt_error(
+    predictor: zim.ZimPredictor, call: dict[str, Any]
+) -> None:
+    with pytest.raises(PromptError):
+        predictor.predict(**call)
+
+
+def test_logits_of_any_size_and_tensors_with_gradients_are_taken(
+    predictor: zim.ZimPredictor,
+) -> None:
+    huge = predictor.predict(box=BOX, mask_input=np.full((1, 8, 8), 1e38))[0]
+    assert np.isfinite(huge).all()
+    tensor = torch.zeros(1, 8, 8, requires_grad=True)
+    assert predictor.predict(box=BOX, mask_input=tensor)[0].shape == (3, H, W)
+
+
+def test_what_a_picture_had_cut_away_stays_away() -> None:
+    rgba = np.dstack([picture(H, W), np.zeros((H, W), np.uint8)])
+    rgba[10:40, 10:50, 3] = 255
+    result = zim.matte(rgba, box=BOX, model=tiny_model())
+    assert result.alpha[rgba[..., 3] == 0].max() == 0
+    assert result.alpha.max() > 0

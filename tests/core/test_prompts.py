@@ -141,3 +141,25 @@ def test_painted_scribbles_spread_over_the_paint() -> None:
     assert xs[0] <= 22
     assert xs[-1] >= 177
     assert np.diff(xs).max() < 16  # no stretch of the stroke is left out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "full"),
+    [("u1", 1), ("u1", 255), ("i4", 1), ("i4", 255), ("i8", 1), ("u2", 65535), ("f4", 1), ("?", 1)],
+)
+def test_binary_masks_of_any_type_are_the_same_mask(dtype: str, full: int) -> None:
+    mask = np.zeros(SIZE, bool)
+    mask[10:20, 30:50] = True
+    prompt = Prompt.create(
+        SIZE, mask=(mask.astype(np.int64) * full).astype(dtype), box=(0, 0, 9, 9)
+    )
+    np.testing.assert_array_equal(prompt.mask, mask.astype(np.float32))
+
+
+def test_masks_of_other_ranges_are_refused() -> None:
+    with pytest.raises(PromptError, match="expected 0 to 1, 255 or 65535"):
+        Prompt.create(SIZE, mask=np.full(SIZE, -1))
+    with pytest.raises(PromptError, match="different lengths"):
+        Prompt.create(SIZE, mask=[[1, 2], [3]])
+    with pytest.raises(PromptError, match="scribble"):
+        Prompt.create(SIZE, scribble=[[[1, 2], [3]]])

@@ -150,6 +150,8 @@ def _number_mlp_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _resize(key: str, value: Tensor, like: Tensor) -> Tensor | None:
     """Interpolate a position table trained for another image size; None if it is none."""
+    if value.dim() != like.dim() or not value.numel():
+        return None
     if key == "image_encoder.pos_embed" and value.shape[-1] == like.shape[-1]:
         table = value.permute(0, 3, 1, 2).float()
         table = F.interpolate(table, like.shape[1:3], mode="bicubic", align_corners=False)

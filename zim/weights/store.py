@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from zim.config import ZimConfig
-from zim.errors import CheckpointError, ConfigError, DownloadError, OutputError
+from zim.errors import CheckpointError, DownloadError, OutputError
 from zim.output import atomic_write
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load_pretrained(source: str | Path, cls: type[Model], **hub: Any) -> Model:
     try:
         data = json.loads(config_path.read_text(encoding="utf-8"))
         config = ZimConfig.from_dict(data)
-    except (OSError, json.JSONDecodeError, ConfigError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_path}: not a ZIM configuration ({error})") from error
     state = read_state(weights_path)
     with torch.random.fork_rng(devices=[]):  # building draws random numbers; leave the user's alone
@@ -142,7 +142,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     tensors = (
-        {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        {
+            k.removeprefix("module."): v
+            for k, v in state.items()
+            if isinstance(k, str) and isinstance(v, torch.Tensor)
+        }
         if isinstance(state, dict)
         else {}
     )
