@@ -169,7 +169,7 @@ def _read_entry(entry: Any, where: str) -> ObjectPrompt:
         numbers = _finite(values["bbox"])
         if numbers is None or len(numbers) != 4:
             raise PromptError(
-                f"{where}: bbox {shorten(values['bbox'])} is not [x0, y0, x1, y1] with finite numbers"
+                f"{where}: bbox {shorten(values['bbox'])} is not finite [x0, y0, x1, y1]"
             )
         box = (numbers[0], numbers[1], numbers[2], numbers[3])
     return ObjectPrompt(tuple(points), box)

@@ -77,6 +77,8 @@ class Session:
         """
         self._predictor = ZimPredictor(load(model, device=device, dtype=dtype))
         self._rgb: NDArray[np.uint8] | None = None
+        #: the picture's own transparency: what was cut away stays away
+        self._alpha: NDArray[np.float32] | None = None
 
     def read(self, source: str) -> None:
         """Read the picture that all following calls are about; ``-`` is stdin.
@@ -107,12 +109,15 @@ class Session:
         """
         prompt = self._prompt(asked)
         if candidates == 1:
-            return [Answer(best_matte(self._predictor, prompt, refine=refine), prompt)]
+            answer = best_matte(self._predictor, prompt, refine=refine, within=self._alpha)
+            return [Answer(answer, prompt)]
         mattes, scores, low_res = self._predictor.predict_batch([prompt], multimask_output=True)
         best_first = np.argsort(-scores[0])[:candidates]
         if refine:
             for i in best_first:
                 mattes[0, i] = sharpen(self._picture(), mattes[0, i], self._predictor)
+        if self._alpha is not None:
+            mattes[0] *= self._alpha
         return [
             Answer(
                 Matte(
@@ -148,9 +153,12 @@ def _scribble(file: str, size: tuple[int, int]) -> Any:
     if Path(file).suffix.lower() != ".json":
         return _painted(file, size, cv2.INTER_NEAREST)
     strokes = read_json(Path(file))
-    if not isinstance(strokes, list) or not strokes:
+    inner = cast("list[Any]", strokes) if isinstance(strokes, list) else []
+    for _ in range(2):  # strokes, points; what is in a point must be numbers
+        inner = [value for part in inner if isinstance(part, list) for value in part]
+    if not isinstance(strokes, list) or not strokes or any(isinstance(v, list) for v in inner):
         raise PromptError(f"{file}: expected [[x, y], ...] or a list of such strokes")
-    return strokes
+    return cast("list[Any]", strokes)
 
 
 def _mask(file: str, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -160,6 +168,8 @@ def _mask(file: str, size: tuple[int, int]) -> NDArray[np.float32]:
 def _painted(file: str, size: tuple[int, int], interpolation: int) -> NDArray[np.float32]:
     """Read what is painted in a picture, scaled to ``size``, float32 H x W in [0, 1]."""
     values = read_alpha(file)
+    if values.max(initial=0) <= 1.001 / 255:  # a picture of zeros and ones is a binary mask
+        values = (values > 0).astype(np.float32)
     (height, width), (own_height, own_width) = size, values.shape
     # 2 % and a pixel of rounding
     allowed = 0.02 * own_height * width + max(size)
