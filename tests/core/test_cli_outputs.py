@@ -95,3 +95,12 @@ def test_existing_files_need_a_word(tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         pending({"rgba": tmp_path}, overwrite=True, skip_existing=False)
+
+
+@pytest.mark.parametrize("output", ["cut.gif", "some/cut.BMP", "cut.avif"])
+def test_pictures_that_are_not_written_are_no_folders(output: str) -> None:
+    with pytest.raises(UsageError, match=r"\.png, \.webp, \.jpg, \.jpeg, \.tif, \.tiff") as refused:
+        plan_outputs(output, [PHOTO], None, None)
+    assert Path(output).suffix.lower() in str(refused.value)
+    plan = plan_outputs(f"{output}/", [PHOTO], ["alpha"], None)
+    assert plan.paths[PHOTO] == {"alpha": Path(output) / "photo.alpha.png"}

@@ -15,6 +15,14 @@ from zim.errors import OutputError
 FORMATS = ("rgba", "alpha", "composite", "overlay")
 #: suffixes that make ``--output`` a file rather than a folder
 FILE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff")
+#: suffixes of pictures that are not written; nobody means a folder by these
+_OTHER_PICTURES = tuple(
+    f".{name}"
+    for name in (
+        *("apng", "avif", "bmp", "dds", "dib", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k"),
+        *("jfif", "jp2", "jpe", "jxl", "pbm", "pcx", "pgm", "pnm", "ppm", "psd", "svg", "tga"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -64,19 +72,22 @@ def plan_outputs(
         background: ``--background``.
 
     Raises:
-        UsageError: several results for one file, two results for one name, a background that
-            nothing uses.
+        UsageError: a picture format that is not written, several results for one file, two
+            results for one name, a background that nothing uses.
     """
     if background is not None and formats is not None and "composite" not in formats:
         raise UsageError("--background is for --format composite; add it or leave out --format")
     to_stdout = output == "-"
     path = None if output is None or to_stdout else Path(output).expanduser()
-    is_file = (
-        path is not None
-        and not str(output).endswith(("/", "\\"))
-        and path.suffix.lower() in FILE_SUFFIXES
-        and not path.is_dir()
-    )
+    suffix = ""
+    if path is not None and not str(output).endswith(("/", "\\")) and not path.is_dir():
+        suffix = path.suffix.lower()
+    if suffix in _OTHER_PICTURES:
+        raise UsageError(
+            f"--output {output}: {suffix} files are not written; use {', '.join(FILE_SUFFIXES)}, "
+            "or end the name of a folder with /"
+        )
+    is_file = suffix in FILE_SUFFIXES
     single = is_file or to_stdout
     if formats is None:
         if single:
