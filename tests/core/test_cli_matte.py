@@ -257,6 +257,34 @@ def test_one_bad_image_does_not_stop_the_others(
     assert "bad.png" in run.err
 
 
+@pytest.mark.parametrize("as_file", [False, True], ids=["boxes", "prompts"])
+def test_one_bad_object_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    photo: Path,
+    out: Path,
+    tmp_path: Path,
+    as_file: bool,
+) -> None:
+    boxes = [[5, 5, 40, 50], [500, 500, 600, 600], [45, 5, 85, 50]]
+    words: list[object] = ["--box", *(",".join(map(str, box)) for box in boxes)]
+    if as_file:
+        (tmp_path / "p.json").write_text(json.dumps([{"bbox": box} for box in boxes]))
+        words = ["--prompts", tmp_path / "p.json"]
+    run = Run(
+        capsys, photo, *words, "--model", model, "--format", "alpha", "--output", out, "--json"
+    )
+    assert run.code == 1
+    assert files(out) == {"photo.1.alpha.png", "photo.3.alpha.png"}
+    items = run.json["items"]
+    assert [item["object"] for item in items] == [1, 2, 3]
+    assert [item["error"] is None for item in items] == [True, False, True]
+    assert "outside" in items[1]["error"]
+    assert run.json["error"] == "1 of 3 objects failed"
+    assert run.err.count("\n") == 1
+    assert run.err.startswith(f"zim matte: {photo}, object 2: ")
+
+
 def png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -329,6 +357,7 @@ def test_bad_images_are_one_line_and_leave_nothing(
         (["--mask", "missing.png"], 1),
         (["--background", "no-such-colour"], 1),
         (["--output", "out.jpg"], 2),
+        (["--output", "out.gif"], 2),
         (["--format", "gif"], 2),
         (["--device", "abacus"], 1),
     ],
@@ -373,6 +402,34 @@ def test_an_unknown_model(
     assert run.err.count("\n") == 1
     assert name in run.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("[[10, 20], [1" + "0" * 400 + ", 5]]", 1),
+        ("[" * 100_000 + "]" * 100_000, 1),
+        ("[" * 300 + "]" * 300, 1),
+        ("\ufeff[[10, 20], [30, 20]]", 0),
+    ],
+    ids=["400-digits", "100000-brackets", "300-brackets", "byte-order-mark"],
+)
+def test_strange_scribbles_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    photo: Path,
+    out: Path,
+    tmp_path: Path,
+    text: str,
+    code: int,
+) -> None:
+    strokes = tmp_path / "s.json"
+    strokes.write_text(text, encoding="utf-8")
+    run = Run(capsys, photo, "--scribble", strokes, "--model", model, "--output", out)
+    assert run.code == code, run.err
+    assert run.err.count("\n") == code
+    assert "unexpected" not in run.err
+    assert len(run.err) < len(str(photo)) + len(str(strokes)) + 200
 
 
 def test_an_unwritable_output(

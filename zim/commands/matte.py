@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Cut out every object of every image; a bad image never stops the others."""
+    """Cut out every object of every image; a bad image or object never stops the others."""
     _check(args)
     prompts = object_prompts(args)
     images = [_Image(name, len(prompts), args.multimask) for name in args.images]
@@ -147,24 +147,29 @@ class _Work:
                 session.read(image.source)
             with timed(seconds, "encode"):
                 session.encode()
-            for prompt, group in zip(self.prompts, image.groups, strict=True):
+        except (ZimError, OSError) as error:
+            self.add_error(image.source, error)
+            return
+        for prompt, group in zip(self.prompts, image.groups, strict=True):
+            try:
                 with timed(seconds, "decode"):
                     answers = session.cut(prompt, candidates=len(group), refine=self.args.refine)
                 for result, answer in zip(group, answers, strict=True):
                     with timed(seconds, "write"):
                         self.write(result, answer, look)
                     self.add_item(result, score=answer.matte.score)
-        except BrokenPipeError:
-            raise
-        except (ZimError, OSError) as error:
-            self.add_error(image.source, error)
+            except BrokenPipeError:
+                raise
+            except (ZimError, OSError) as error:
+                self.add_error(image.source, error, group[0].object)
 
     def write(self, result: Result, answer: Answer, look: Look) -> None:
         """Write what is left to write of one result: all of its files, or none."""
         if self.plan.to_stdout:
-            sys.stdout.buffer.write(answer.encoded(self.plan.formats[0], look))
-            sys.stdout.buffer.flush()
+            data = answer.encoded(self.plan.formats[0], look)
             self.report.stdout_taken = True
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
             return
         from zim.output import atomic_write
 
@@ -192,14 +197,19 @@ class _Work:
             item["skipped"] = True
         self.items.append(item)
 
-    def add_error(self, source: str, error: BaseException) -> None:
-        """Report an image that failed, on stderr right away."""
+    def add_error(self, source: str, error: BaseException, number: int | None = None) -> None:
+        """Report an image that failed, or one of its objects, on stderr right away."""
         line = error_line(error)
         if self.args.debug:
             traceback.print_exception(error, file=sys.stderr)
-        named = line if Path(source).name in line else f"{source}: {line}"
+        item = {"input": source, "outputs": {}, "metrics": {}, "error": line}
+        if number is not None:
+            named = f"{source}, object {number}: {line}"
+            item["object"] = number
+        else:
+            named = line if Path(source).name in line else f"{source}: {line}"
         sys.stderr.write(f"zim matte: {named}\n")
-        self.items.append({"input": source, "outputs": {}, "metrics": {}, "error": line})
+        self.items.append(item)
         self.report.failed = True
 
     def finished(self) -> Report:
@@ -217,4 +227,7 @@ class _Work:
         elif report.failed:
             failed = len({item["input"] for item in self.items if item["error"]})
             report.extra["error"] = f"{failed} of {len(images)} images failed"
+            if len(images) == 1:
+                failed = sum(1 for item in self.items if item["error"])
+                report.extra["error"] = f"{failed} of {len(self.prompts)} objects failed"
         return report
