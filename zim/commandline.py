@@ -274,6 +274,10 @@ def _fail(name: str, error: Exception, as_json: bool, debug: bool) -> str:
 
 def _write_stdout(name: str, text: str, code: int, debug: bool) -> int:
     """Write and flush what is left for stdout; return the exit code."""
+    if sys.stdout is None:  # closed by the caller: >&-
+        if text:
+            sys.stderr.write(f"{name}: stdout is closed\n")
+        return 1 if text and code == 0 else code
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

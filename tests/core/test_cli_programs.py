@@ -159,6 +159,14 @@ def test_a_full_stdout_is_one_line_and_exit_code_1(words: list[str], tmp_path: P
     assert done.stderr.count("\n") == (2 if "gone.png" in words else 1)
 
 
+def test_a_closed_stdout_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # what Python makes of >&-
+    assert main_of("zim")(["models"]) == 1
+    assert capsys.readouterr().err == "zim models: stdout is closed\n"
+
+
 def test_an_unexpected_error_is_one_line_unless_debugging(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
