@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,13 @@ def test_every_registry_row_states_its_licence_and_source() -> None:
         assert row.source
         assert row.config in PRESETS
         assert row.bundled == row.installed() or not row.bundled
+
+
+def test_the_bundled_weights_are_the_registered_ones() -> None:
+    row = REGISTRY["nano"]
+    data = row.path().read_bytes()
+    assert len(data) == row.bytes
+    assert hashlib.sha256(data).hexdigest() == row.sha256
+    assert len(data) <= 40e6
+    model = zim.load("nano", device="cpu", dtype="float32")
+    assert model.config == PRESETS["nano"]

@@ -115,6 +115,8 @@ _ROWS = (
         source="bundled",
         file="nano.safetensors",
         config="nano",
+        bytes=14_401_088,
+        sha256="de2c9379e9b43020b69769d82e29c278bdfaa6035b8027688df3649642e52eb3",
         bundled=True,
         loadable=True,
     ),
