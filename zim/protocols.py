@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,4 +31,41 @@ class Segmenter(Protocol):
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Answer one prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box that words led to.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels of the picture; right and bottom are exclusive.
+        phrase: the phrase it answers, as it was asked for.
+        score: confidence in [0, 1].
+    """
+
+    box: tuple[float, float, float, float]
+    phrase: str
+    score: float
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Anything that finds boxes for phrases.
+
+    The entry point group ``zim.detectors`` holds factories: called with ``name`` (which detector;
+    None for the default) and ``device``, they return one.
+    """
+
+    def detect(self, image: np.ndarray, phrases: Sequence[str]) -> list[Detection]:
+        """Find boxes.
+
+        Args:
+            image: H x W x 3 uint8 RGB.
+            phrases: what to look for, in the order of asking.
+
+        Returns:
+            Detections above the detector's thresholds, best first within each phrase, phrases in
+            the order they were asked for.
+        """
         ...
