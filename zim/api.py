@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", compile: bool = False
+) -> Zim:
     """Load a model by name, path or hub id.
 
     Args:
@@ -34,6 +36,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
         dtype: ``auto`` (bfloat16 on CUDA and on CPUs with AMX, else float32), ``float32``,
             ``bfloat16``, ``float16``;
             ONNX models compute as they were exported.
+        compile: compile the image encoder, see ``Zim.compile_encoder``; worth it for many
+            pictures. ONNX models refuse.
 
     Returns:
         The model in evaluation mode; an :class:`zim.onnx.OnnxZim` for ONNX folders.
@@ -49,7 +53,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     if official(str(name)) or is_onnx_folder(Path(name)):
-        return _load_onnx(name, device, dtype)
+        onnx = _load_onnx(name, device, dtype)
+        return onnx.compile_encoder() if compile else onnx
     source: str | Path = name
     row = REGISTRY.get(str(name))
     if row is not None:
@@ -69,7 +74,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Zim:
         raise CheckpointError(
             f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id"
         )
-    return Zim.from_pretrained(source).to(where, kind)
+    model = Zim.from_pretrained(source).to(where, kind)
+    return model.compile_encoder() if compile else model
 
 
 def _load_onnx(name: str | Path, device: str, dtype: str) -> Zim:

@@ -101,6 +101,7 @@ class Case:
         warmup: runs before them.
         threads: of the CPU.
         seed: of random weights, pictures and boxes.
+        compile: compile the image encoder first.
     """
 
     model: str
@@ -114,6 +115,7 @@ class Case:
     warmup: int
     threads: int
     seed: int = 0
+    compile: bool = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Case:

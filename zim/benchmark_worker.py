@@ -54,6 +54,8 @@ class Bench:
         """
         self.case = case
         self.model, self.weights = _model(case)
+        if case.compile:
+            self.model.compile_encoder()
         width, height = case.size
         first = picture(height, width, seed=case.seed)
         self.pictures = [np.roll(first, 16 * i, 1) for i in range(case.batch)]

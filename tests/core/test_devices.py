@@ -63,3 +63,35 @@ def test_attention_with_a_box_survives_half_precision() -> None:
     predictor.set_image(picture())
     mattes, _, _ = predictor.predict(box=np.array([30.0, 20, 33, 22]))
     assert np.isfinite(mattes).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [PRESETS["tiny"], TINY_NANO], ids=["vit", "conv"])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_encoder_gives_the_same_embedding(config: ZimConfig) -> None:
+    plain, compiled = (zim.build(config, seed=0).eval() for _ in range(2))
+    keys = list(compiled.state_dict())
+    compiled.compile_encoder()
+    assert list(compiled.state_dict()) == keys
+    size = config.image_size
+    with torch.inference_mode():
+        for seed in range(2):
+            images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+            expected = plain.encode_image(images).embedding
+            got = compiled.encode_image(images).embedding
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+    assert compiled.image_encoder._compiled_call_impl is not None
+
+
+@pytest.mark.gpu
+def test_a_captured_encoder_keeps_earlier_embeddings() -> None:
+    """CUDA graphs write every answer to the same place; what was returned must stay."""
+    model = zim.build("tiny", seed=0).eval().cuda().compile_encoder()
+    images = torch.randn(3, 1, 3, 64, 64, device="cuda")
+    with torch.inference_mode():
+        for image in images:  # record
+            model.encode_image(image)
+        first = model.encode_image(images[0]).embedding
+        copy = first.clone()
+        model.encode_image(images[1])
+    torch.testing.assert_close(first, copy)

@@ -77,6 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--warmup", type=whole_number, default=1, metavar="N", help="runs before them [1]"
     )
+    group.add_argument("--compile", action="store_true", help="compile the image encoder first")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> Report:
         warmup=args.warmup,
         threads=machine["threads"],
         seed=args.seed,
+        compile=args.compile,
     )
     with timed(report.seconds, "measure"), progress_on_stderr():
         rows = []

@@ -88,6 +88,8 @@ class ZimNetwork(nn.Module):
         mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+        #: the encoder runs as a CUDA graph, whose output the next run overwrites
+        self._captured = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; what pictures are normalised with stays in float32."""
@@ -106,6 +108,18 @@ class ZimNetwork(nn.Module):
     def dtype(self) -> torch.dtype:
         """Return the type the network computes in."""
         return self.prompt_encoder.no_mask_embed.weight.dtype
+
+    def compile_encoder(self) -> Self:
+        """Compile the image encoder for its frame (``torch.compile``); the first run takes long.
+
+        On CUDA the compiled encoder is recorded as CUDA graphs, one per batch size, which is worth
+        most for single pictures, where starting kernels costs as much as running them. Weights
+        and state-dict keys stay as they are. Move and convert the model before, not after.
+        """
+        self._captured = self.device.type == "cuda"
+        mode = "reduce-overhead" if self._captured else None
+        self.image_encoder.compile(dynamic=False, mode=mode)
+        return self
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise and pad to the square model frame.
@@ -127,12 +141,18 @@ class ZimNetwork(nn.Module):
         if allowed(self):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mask_decoder.stride == 4:
-            return ImageFeatures(self.image_encoder(images), (), frame)
+            return ImageFeatures(self._embed(images), (), frame)
         pixels = self.mask_decoder.pixel_decoder
         features = pixels.features(images)
         conv = isinstance(self.config.encoder, ConvEncoderConfig)
-        embedding = self.image_encoder(features[-1] if conv else images)
+        embedding = self._embed(features[-1] if conv else images)
         return ImageFeatures(embedding, pixels.image_halves(features), frame)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        if self._captured:
+            torch.compiler.cudagraph_mark_step_begin()
+            return self.image_encoder(images).clone()
+        return self.image_encoder(images)
 
     def decode_tokens(
         self,

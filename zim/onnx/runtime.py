@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -99,6 +99,16 @@ class OnnxZim(Zim):
         self.register_buffer("pixel_mean", mean.view(3, 1, 1).to(where), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1).to(where), persistent=False)
         self.eval()
+
+    def compile_encoder(self) -> Self:
+        """Refuse: ONNX Runtime optimises its graphs itself.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "an ONNX model cannot be compiled by torch; ONNX Runtime has optimised it already"
+        )
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, device: str = "auto", **hub: Any) -> OnnxZim:
