@@ -28,7 +28,7 @@ PUBLIC = {
 
 #: parameter names in order, as SAM's SamPredictor and this project's design promise them
 SIGNATURES = {
-    "load": ["name", "device", "dtype"],
+    "load": ["name", "device", "dtype", "compile"],
     "matte": ["image", "points", "box", "scribble", "mask", "labels", "model", "refine"],
     "build": ["config", "seed"],
     "ZimPredictor.set_image": ["self", "image", "image_format"],
