@@ -1,0 +1,46 @@
+"""Detectors by name: the entry point ``zim.detectors`` of this package."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from zim_grounded.boxes_file import BoxesFile
+from zim_grounded.candidates import CandidateDetector, Found, Thresholds
+from zim_grounded.checkpoints import WEIGHTS, find_weights
+
+__all__ = ["NAMES", "BoxesFile", "CandidateDetector", "Found", "Thresholds", "load_detector"]
+
+#: every name that ``--detector`` takes beside folders and hub ids; ``boxes`` needs a file
+NAMES = (*WEIGHTS, "groundingdino-py", "boxes")
+DEFAULT = "gdino-tiny"
+
+
+def load_detector(
+    name: str | None = None, device: str = "auto", thresholds: Thresholds | None = None
+) -> CandidateDetector:
+    """Load a detector that finds boxes for phrases.
+
+    Args:
+        name: one of :data:`NAMES`, ``boxes:FILE``, a folder with ``config.json``, a hub id;
+            ``groundingdino-py:CONFIG:WEIGHTS`` for the original package. None is the default.
+        device: as for :func:`zim.load`.
+        thresholds: what makes a candidate a detection; by default the detector's own.
+
+    Returns:
+        A :class:`zim.protocols.Detector` that shows its candidates too.
+
+    Raises:
+        CheckpointError: no such detector, or its weights are not there.
+        MissingExtraError: its package is not installed.
+        ConfigError: the device cannot be used.
+    """
+    name = name or DEFAULT
+    if name.startswith("boxes:"):
+        return BoxesFile(name.removeprefix("boxes:"), thresholds)
+    folder = find_weights(name)
+    from zim_grounded.transformers_detectors import load_folder
+
+    row = WEIGHTS.get(name) or next((r for r in WEIGHTS.values() if r.hub == name), None)
+    if thresholds is None and row is not None:
+        thresholds = replace(Thresholds(), box=row.box)
+    return load_folder(folder, name, device, thresholds)

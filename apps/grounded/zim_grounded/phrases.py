@@ -1,0 +1,137 @@
+"""Phrases: from what is typed to what a text encoder may see, and back to who said it.
+
+GroundingDINO reads one string in which every phrase ends with a dot; the dots are not decoration,
+they decide which words attend to each other. The labels its own post-processing decodes may merge
+two phrases or cut words, so ours are never decoded: tokens between two dots are one phrase, and
+the label is the phrase as it was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zim.errors import PromptError
+
+#: words that put what follows them behind what they say about: "handle OF the mug"
+_RELATIONS = ("of", "with", "on", "in", "at", "from")
+_ARTICLES = ("the", "a", "an", "my", "his", "her", "its", "their", "your", "our")
+
+
+def split_phrases(texts: Sequence[str]) -> list[str]:
+    """Split typed texts into phrases: "dog . red ball" and "dog. red ball." are two.
+
+    A dot inside a word ("st.bernard") does not split. Order is kept, repetitions (whatever their
+    case) are dropped.
+
+    Raises:
+        PromptError: nothing is left.
+    """
+    phrases: dict[str, str] = {}
+    for text in texts:
+        for part in re.split(r"\.(?=\s|$)", text):
+            phrase = " ".join(part.split())
+            if phrase:
+                phrases.setdefault(plain(phrase), phrase)
+    phrases.pop("", None)
+    if not phrases:
+        raise PromptError(
+            f'no phrase in {" ".join(texts)!r}; expected words such as "the dog\'s fur", '
+            "several divided by dots: 'dog . red ball'"
+        )
+    return list(phrases.values())
+
+
+def plain(phrase: str) -> str:
+    """Return a phrase as a text encoder gets it: lower case, no dots or question marks.
+
+    These two divide phrases, so inside one they become spaces.
+    """
+    return " ".join(re.sub(r"[.?]", " ", phrase.replace("\u2019", "'").lower()).split())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phrase about a part: "the dog's fur" is ``Part("the dog", "fur")``."""
+
+    owner: str
+    part: str
+
+
+def part_of(phrase: str) -> Part | None:
+    """Read "X's Y", "Xs' Y", "Y of X" and "X > Y" as a part Y of an owner X; None otherwise."""
+    text = " ".join(phrase.replace("\u2019", "'").split())
+    if match := re.fullmatch(r"(.+?)\s*>\s*(.+)", text):
+        return Part(match[1], match[2])
+    if match := re.fullmatch(r"(.+?)(?:'s|(?<=s)')\s+(.+)", text, re.IGNORECASE):
+        return Part(match[1], match[2])
+    if match := re.fullmatch(r"(.+?)\s+of\s+(.+)", text, re.IGNORECASE):
+        return Part(match[2], match[1])
+    return None
+
+
+def head_word(phrase: str) -> str:
+    """Return the word a phrase is about: "fur" in "the dog's fur", "cat" in "cat on the table"."""
+    part = part_of(phrase)
+    words = re.findall(r"[\w-]+", plain(part.part if part else phrase))
+    for i, word in enumerate(words):
+        if word in _RELATIONS and i:
+            words = words[:i]
+            break
+    return words[-1] if words else ""
+
+
+def has_relation(phrase: str) -> bool:
+    """Tell whether a phrase names two things, of which only the head is meant."""
+    return part_of(phrase) is not None or any(w in _RELATIONS for w in plain(phrase).split()[1:])
+
+
+def without_articles(phrase: str) -> str:
+    """Return the plain phrase without leading articles and possessive pronouns."""
+    words = plain(phrase).split()
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words = words[1:]
+    return " ".join(words)
+
+
+def token_spans(ids: Sequence[int], delimiters: Sequence[int]) -> list[tuple[int, int]]:
+    """Find the runs of tokens between delimiters.
+
+    Args:
+        ids: token ids of the whole text, special tokens included.
+        delimiters: ids of start, end, padding, "." and "?".
+
+    Returns:
+        Half-open ranges in reading order, one for every run that is not empty.
+    """
+    spans, start, stops = [], None, set(delimiters)
+    for i, token in enumerate([*ids, next(iter(delimiters))]):
+        if token in stops:
+            if start is not None:
+                spans.append((start, i))
+            start = None
+        elif start is None:
+            start = i
+    return spans
+
+
+def batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Deal phrases out to passes of at most ``limit`` tokens, in order.
+
+    Args:
+        lengths: tokens of each phrase, its dot included.
+        limit: tokens of one pass, start and end not counted.
+
+    Returns:
+        Indices of the phrases of each pass.
+    """
+    passes: list[list[int]] = []
+    room = 0
+    for i, length in enumerate(lengths):
+        if not passes or length > room:
+            passes.append([])
+            room = limit
+        passes[-1].append(i)
+        room -= length
+    return passes

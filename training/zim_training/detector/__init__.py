@@ -1,0 +1,1 @@
+"""Training of the mini detector: names and colours in, boxes out."""
