@@ -7,7 +7,6 @@ Both search one picture with the same grid of clicks. Encoder, prompt encoder an
 the same random weights (``zim.weights.load_sam``); the pixel decoder is ZIM's, which costs seventy
 times SAM's. Random weights rate answers at random, so ``pred_iou_thresh`` is set for each
 generator to let through the share of clicks named in the row, and stability is not filtered.
-segment-anything needs torchvision's NMS; where torchvision is missing it gets ours.
 
 With ``--megapixels`` a picture of that size is searched too (ours only), and the peak of this
 process's memory above what it held before is reported. ``--model nano`` adds rows for a model that
@@ -21,7 +20,6 @@ import importlib
 import json
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 import zim
@@ -49,8 +46,8 @@ from zim.benchmarking import (
 from zim.click_search import ClickSearch, Rules
 from zim.config import PRESETS, ViTConfig, ZimConfig
 from zim.images import load_image
-from zim.masks import nms, point_grid
-from zim.testing import picture
+from zim.masks import point_grid
+from zim.testing import meta_sam, picture
 from zim.weights import load_sam
 
 _SMALL = ViTConfig(embed_dim=48, depth=2, heads=3, global_blocks=(1,), window=5)
@@ -77,7 +74,7 @@ def main() -> None:
 
     package = _segment_anything()
     torch.manual_seed(0)
-    sam = None if package is None else _build_sam(package, vit, size)
+    sam = None if package is None else meta_sam(package, vit, size)
     model = _same_weights(config, sam).to(device, dtype)
     side, total = args.points_per_side, args.points_per_side**2
     for share in args.shares:
@@ -228,80 +225,11 @@ def _same_weights(config: ZimConfig, sam: nn.Module | None) -> Any:
 
 
 def _segment_anything() -> Any:
-    """Import Meta's package, with a stand-in for torchvision where that cannot be imported."""
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules |= _torchvision_stand_in()
     try:
         return importlib.import_module("segment_anything")
     except ImportError:
         sys.stderr.write("segment-anything is not installed; its rows are left out\n")
         return None
-
-
-def _torchvision_stand_in() -> dict[str, types.ModuleType]:
-    def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
-        kept = nms(boxes.cpu().numpy(), scores.cpu().numpy(), iou_threshold)
-        return torch.from_numpy(kept).to(boxes.device)
-
-    def box_area(boxes: Any) -> Any:
-        return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-    def resize(image: Image.Image, size: tuple[int, int], **_: Any) -> Image.Image:
-        return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-    names: dict[str, dict[str, Any]] = {
-        "torchvision": {},
-        "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
-        "torchvision.transforms": {},
-        "torchvision.transforms.functional": {
-            "resize": resize,
-            "to_pil_image": Image.fromarray,
-        },
-    }
-    modules = {name: types.ModuleType(name) for name in names}
-    for name, values in names.items():
-        vars(modules[name]).update(values)
-    return modules
-
-
-def _build_sam(package: Any, vit: ViTConfig, size: int) -> nn.Module:
-    """Build Meta's network with its own classes at any size, with random weights."""
-    m = package.modeling
-    grid = size // 16
-    return m.Sam(
-        image_encoder=m.ImageEncoderViT(
-            img_size=size,
-            embed_dim=vit.embed_dim,
-            depth=vit.depth,
-            num_heads=vit.heads,
-            global_attn_indexes=vit.global_blocks,
-            window_size=vit.window,
-            use_rel_pos=True,
-            mlp_ratio=4,
-            qkv_bias=True,
-            patch_size=16,
-            out_chans=256,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        ),
-        prompt_encoder=m.PromptEncoder(
-            embed_dim=256,
-            image_embedding_size=(grid, grid),
-            input_image_size=(size, size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=m.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=m.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-    ).eval()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
-import types
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 import zim
@@ -27,7 +23,7 @@ from zim.api import choose_dtype
 from zim.benchmarking import hardware, hardware_line, markdown_table, median_time, provenance
 from zim.config import PRESETS, MaskedAttentionConfig, ViTConfig, ZimConfig
 from zim.model.fast import plain_forms
-from zim.testing import picture
+from zim.testing import meta_sam, picture
 
 _QUICK = ViTConfig(embed_dim=64, depth=3, heads=2, global_blocks=(1,))
 
@@ -107,7 +103,9 @@ def measure(config: ZimConfig, repeats: int, device: str) -> list[dict[str, Any]
 
     package = segment_anything()
     if package is not None:
-        sam = meta_sam(package, config)
+        vit = config.encoder
+        assert isinstance(vit, ViTConfig)
+        sam = meta_sam(package, vit, config.image_size)
         state = {k: v for k, v in ours.state_dict().items() if "pixel_decoder" not in k}
         missing, unexpected = sam.load_state_dict(state, strict=False)
         assert not unexpected
@@ -146,67 +144,8 @@ def randomise(model: nn.Module) -> None:
                 value.copy_(0.05 * torch.randn(value.shape, generator=generator))
 
 
-def meta_sam(package: Any, config: ZimConfig) -> nn.Module:
-    """Build Meta's network with its own classes."""
-    m, vit, size = package.modeling, config.encoder, config.image_size
-    assert isinstance(vit, ViTConfig)
-    return m.Sam(
-        image_encoder=m.ImageEncoderViT(
-            img_size=size,
-            embed_dim=vit.embed_dim,
-            depth=vit.depth,
-            num_heads=vit.heads,
-            global_attn_indexes=vit.global_blocks,
-            window_size=vit.window,
-            use_rel_pos=True,
-            mlp_ratio=vit.mlp_ratio,
-            qkv_bias=True,
-            patch_size=vit.patch,
-            out_chans=256,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        ),
-        prompt_encoder=m.PromptEncoder(
-            embed_dim=256,
-            image_embedding_size=(size // 16, size // 16),
-            input_image_size=(size, size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=m.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=m.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-    ).eval()
-
-
 def segment_anything() -> Any:
-    """Return Meta's package or None; where torchvision cannot be imported, with a PIL resize."""
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-
-        def resize(image: Image.Image, size: tuple[int, int], **_: Any) -> Image.Image:
-            return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-        names: dict[str, dict[str, Any]] = {
-            "torchvision": {},
-            "torchvision.ops": {},
-            "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
-            "torchvision.transforms": {},
-            "torchvision.transforms.functional": {
-                "resize": resize,
-                "to_pil_image": Image.fromarray,
-                "InterpolationMode": types.SimpleNamespace(BILINEAR="bilinear"),
-            },
-        }
-        for name, values in names.items():
-            module = types.ModuleType(name)
-            vars(module).update(values)
-            sys.modules[name] = module
+    """Return Meta's package, or None where it or its torchvision is not installed."""
     try:
         return importlib.import_module("segment_anything")
     except ImportError:

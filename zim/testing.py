@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zim.builder import build
-from zim.config import PRESETS, ConvEncoderConfig, ZimConfig
+from zim.config import PRESETS, ConvEncoderConfig, ViTConfig, ZimConfig
 from zim.pretrained import Zim
 
 #: a miniature of ``nano``: convolutional encoder, cue planes, a second look at crops
@@ -75,3 +77,46 @@ def disc(
     y, x = np.mgrid[:height, :width].astype(np.float32)
     distance = np.hypot(x - cx, y - cy)
     return np.clip((radius - distance) / softness + 0.5, 0, 1).astype(np.float32)
+
+
+def meta_sam(package: Any, vit: ViTConfig, size: int) -> nn.Module:
+    """Build Meta's network with its own classes, with random weights, to compare with.
+
+    Args:
+        package: the imported module ``segment_anything``.
+        vit: of the encoder.
+        size: side of the frame in pixels, a multiple of 16.
+
+    Returns:
+        ``segment_anything``'s ``Sam`` in evaluation mode.
+    """
+    m, grid = package.modeling, size // 16
+    return m.Sam(
+        image_encoder=m.ImageEncoderViT(
+            img_size=size,
+            embed_dim=vit.embed_dim,
+            depth=vit.depth,
+            num_heads=vit.heads,
+            global_attn_indexes=vit.global_blocks,
+            window_size=vit.window,
+            use_rel_pos=True,
+            mlp_ratio=vit.mlp_ratio,
+            qkv_bias=True,
+            patch_size=vit.patch,
+            out_chans=256,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        ),
+        prompt_encoder=m.PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(grid, grid),
+            input_image_size=(size, size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=m.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=m.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+    ).eval()

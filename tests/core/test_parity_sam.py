@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import zim
 from zim.config import PRESETS, MaskedAttentionConfig, ViTConfig, ZimConfig
+from zim.testing import meta_sam
 from zim.weights.sam import load_sam
 
 pytestmark = pytest.mark.parity
@@ -48,40 +48,10 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 def build_sam(package: Any, vit: ViTConfig, size: int) -> nn.Module:
-    """Build Meta's network with its own classes at any size."""
-    m = package.modeling
-    grid = size // 16
-    sam = m.Sam(
-        image_encoder=m.ImageEncoderViT(
-            img_size=size,
-            embed_dim=vit.embed_dim,
-            depth=vit.depth,
-            num_heads=vit.heads,
-            global_attn_indexes=vit.global_blocks,
-            window_size=vit.window,
-            use_rel_pos=True,
-            mlp_ratio=4,
-            qkv_bias=True,
-            patch_size=16,
-            out_chans=256,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        ),
-        prompt_encoder=m.PromptEncoder(
-            embed_dim=256,
-            image_embedding_size=(grid, grid),
-            input_image_size=(size, size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=m.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=m.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-    )
+    """Build Meta's network with weights of the size of trained ones."""
+    sam = meta_sam(package, vit, size)
     randomise(sam)
-    return sam.eval()
+    return sam
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
