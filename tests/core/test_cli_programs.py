@@ -73,7 +73,9 @@ def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["zim-toolkit", __version__]
 
 
-@pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in ("zim", "zim-train")])
+@pytest.mark.parametrize(
+    "program", [p for p in PROGRAMS if p not in ("zim", "zim-train", "zim-medical")]
+)
 @pytest.mark.parametrize("argv", [[], ["eval"], ["--image", "x", "--points", "1,2"]])
 def test_a_program_not_built_yet_says_so(
     program: str, argv: list[str], capsys: pytest.CaptureFixture[str]

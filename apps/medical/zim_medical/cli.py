@@ -1,18 +1,29 @@
-"""The ``zim-medical`` command: prompted segmentation of medical images and volumes."""
+"""The ``zim-medical`` command: evaluation and prompted segmentation of medical images."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from zim.commandline import Command, run_command
+from zim.commandline import Command, run_program
+from zim_medical import eval_command
+from zim_medical.options import NOTICE
 
-COMMAND = Command("zim-medical", "prompted segmentation of medical images and volumes")
+COMMANDS = (
+    Command(
+        "eval",
+        "score models on five medical datasets with five kinds of prompts",
+        eval_command.configure,
+        eval_command.run,
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command("zim-medical", COMMAND, list(sys.argv[1:] if argv is None else argv))
+    about = f"Prompted segmentation of medical images and volumes. {NOTICE}"
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program("zim-medical", about, COMMANDS, words)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""From files to pictures with truth: opened one case at a time, what cannot be used is named."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from zim.errors import ImageError, ZimError
+from zim_medical.intensity import parse_norm, to_rgb, value_range
+from zim_medical.layouts import VOLUMES, Dataset
+from zim_medical.options import Protocol
+from zim_medical.records import Counts, Exclusion, Pair, Picture
+from zim_medical.volumes import Volume, check_finite, plane_spacing, planes, read_nifti
+
+
+def pictures(
+    dataset: Dataset,
+    pairs: list[Pair],
+    protocol: Protocol,
+    counts: Counts,
+    exclude: Callable[[Exclusion], None],
+) -> Iterator[Picture]:
+    """Yield the pictures to score, in a fixed order; only one case is in memory.
+
+    Args:
+        dataset: which rules hold.
+        pairs: its cases, from ``dataset.pairs``.
+        protocol: slicing, classes, intensities, minimum size.
+        counts: filled while going on.
+        exclude: called for every case that cannot be used.
+    """
+    for pair in pairs:
+        counts.cases += 1
+        try:
+            yield from case_pictures(dataset, pair, protocol, counts)
+        except (ZimError, OSError) as error:
+            reason = " ".join(str(error).split())
+            exclude(Exclusion(dataset.name, pair.case_id, reason))
+
+
+def case_pictures(
+    dataset: Dataset, pair: Pair, protocol: Protocol, counts: Counts
+) -> Iterator[Picture]:
+    """Yield the pictures of one case.
+
+    Raises:
+        ImageError: the image or its truth cannot be used; said in one line.
+    """
+    if pair.mask is None or not pair.mask.is_file():
+        where = "no mask has its name" if pair.mask is None else f"no mask at {pair.mask.name}"
+        raise ImageError(f"missing mask: {where}")
+    auto = protocol.norm == "auto"
+    norm = parse_norm(dataset.norm if auto else protocol.norm)
+    merge = dataset.merge if protocol.classes == "auto" else protocol.classes == "merge"
+    if pair.image.name.lower().endswith(VOLUMES):
+        image, truth = read_nifti(pair.image), read_nifti(pair.mask)
+        _same_size(image.data.shape, truth.data.shape)
+        labels = _labels(truth.data, dataset)
+        views = _views(image, truth, labels, protocol)
+        source = image.data
+    else:
+        grey = read_plane(pair.image)
+        raw = read_plane(pair.mask)
+        _same_size(grey.shape[:2], raw.shape[:2])
+        raw = raw if raw.ndim == 2 else raw.max(-1)
+        labels = _labels(_cut(raw, dataset), dataset)
+        views = iter([(None, 0, grey, labels, (1.0, 1.0))])
+        source = grey
+    if not labels.any():
+        counts.empty += 1
+        return
+    limits = value_range(source, norm)
+    for axis, index, plane, truth_plane, spacing in views:
+        masks = _classes(truth_plane, merge, dataset, protocol, counts)
+        if not masks:
+            continue
+        rgb = to_rgb(plane, norm, limits)
+        counts.pictures += 1
+        yield Picture(pair, axis, index, rgb, masks, spacing)
+
+
+View = tuple["int | None", int, NDArray[Any], NDArray[Any], tuple[float, float]]
+
+
+def _views(
+    image: Volume, truth: Volume, labels: NDArray[np.int64], protocol: Protocol
+) -> Iterator[View]:
+    if image.data.shape[2] == 1:  # a radiograph in a NIfTI: rows and columns as stored
+        spacing = image.spacing
+        yield None, 0, image.data[..., 0], labels[..., 0], (spacing[0], spacing[1])
+        return
+    # Half a voxel in the worst corner: more than rounding, less than any real shift.
+    shape = np.array(image.data.shape)
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    moved = corners @ (image.affine[:3, :3] - truth.affine[:3, :3]).T
+    moved += image.affine[:3, 3] - truth.affine[:3, 3]
+    if np.abs(moved).max() > 0.5 * min(image.spacing):
+        raise ImageError(
+            f"image and mask lie {np.abs(moved).max():.3g} mm apart by their affines; "
+            "resample the mask"
+        )
+    turn = image.turn()
+    axes = (0, 1, 2) if protocol.axis == "all" else (int(protocol.axis),)
+    for axis in axes:
+        stack, truths = planes(image.data, turn, axis), planes(labels, turn, axis)
+        spacing = plane_spacing(image.spacing, turn, axis)
+        for index in range(len(stack)):
+            yield axis, index, stack[index], truths[index], spacing
+
+
+def _classes(
+    truth: NDArray[Any], merge: bool, dataset: Dataset, protocol: Protocol, counts: Counts
+) -> dict[str, NDArray[np.bool_]]:
+    if merge:
+        candidates = {"all": truth > 0}
+    else:
+        found = [int(v) for v in np.unique(truth) if v > 0]
+        wanted = [v for v in dataset.labels or found if v > 0]
+        candidates = {f"class{value}": truth == value for value in wanted}
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for name, mask in candidates.items():
+        area = int(mask.sum())
+        if area == 0:
+            counts.empty += 1
+        elif area < protocol.min_fg:
+            counts.small += 1
+        else:
+            masks[name] = np.ascontiguousarray(mask)
+    return masks
+
+
+def read_plane(path: str | Path) -> NDArray[np.float32]:
+    """Read a picture's own values, H x W or H x W x 3 float32, of any depth.
+
+    Raises:
+        ImageError: it cannot be read, has several pages, or is not finite.
+    """
+    path = Path(path).expanduser()
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError(
+                    f"{path.name}: {image.n_frames} pages; expected one picture, split it"  # type: ignore[attr-defined]
+                )
+            grey = image.mode in ("1", "L", "F", "I") or image.mode.startswith("I;16")
+            values = np.asarray(image if grey else image.convert("RGB"), np.float32)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist; check the path") from error
+    except Exception as error:
+        detail = " ".join(str(error).split())
+        raise ImageError(f"{path.name}: cannot be read as a picture ({detail})") from error
+    check_finite(values, path.name)
+    if values.ndim == 3 and np.array_equal(values[..., 0], values[..., 1]):
+        return values[..., 0] if np.array_equal(values[..., 0], values[..., 2]) else values
+    return values
+
+
+def _same_size(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    if image != mask:
+        raise ImageError(
+            f"image is {' x '.join(map(str, image))} but its mask {' x '.join(map(str, mask))}; "
+            "expected one size"
+        )
+
+
+def _cut(raw: NDArray[np.float32], dataset: Dataset) -> NDArray[np.float32]:
+    """CT2US's masks are grey at their rims: half of 255 and more is kidney."""
+    if dataset.name == "us_kidney" and raw.max() > 1:
+        return (raw >= 128).astype(np.float32)
+    return raw
+
+
+def _labels(values: NDArray[np.float32], dataset: Dataset) -> NDArray[np.int64]:
+    whole = np.rint(values)
+    if np.abs(values - whole).max() > 1e-3:
+        raise ImageError("the mask holds fractions; expected whole-numbered labels")
+    labels = whole.astype(np.int64)
+    present = set(np.unique(labels).tolist())
+    if dataset.labels is not None and present - set(dataset.labels):
+        wrong = ", ".join(map(str, sorted(present - set(dataset.labels))[:5]))
+        expected = ", ".join(map(str, dataset.labels))
+        raise ImageError(f"wrong labels {wrong} in the mask; expected {expected}")
+    if min(present) < 0:
+        raise ImageError(f"negative label {min(present)} in the mask; expected 0 and above")
+    return labels

@@ -1,0 +1,113 @@
+"""Sheets of pictures with prompt, truth and every model's answer, as in the paper's Fig. 9.
+
+Pictures are picked evenly over the ranking of scores (best, middle, worst), never only the best.
+Their mattes are computed again, so that an evaluation keeps no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from zim import viz
+from zim.protocols import Segmenter
+from zim_medical.answers import ask, joined
+from zim_medical.datasets import case_pictures
+from zim_medical.evaluate import Plan, prompts_of
+from zim_medical.layouts import Dataset
+from zim_medical.prompts import ModePrompt
+from zim_medical.records import Counts
+from zim_medical.table import CaseTable
+
+TRUTH, PREDICTED = (60, 200, 90), (255, 140, 30)
+_HEIGHT = 230
+
+
+def choose(
+    table: CaseTable, dataset: str, model: str, mode: int, count: int
+) -> list[dict[str, str]]:
+    """Return rows evenly over the ranking by IoU of a model and mode, best first."""
+    rows = [
+        row
+        for row in table.rows()
+        if (row["dataset"], row["model"], row["mode"]) == (dataset, model, str(mode))
+    ]
+    rows.sort(key=lambda row: (-float(row["iou"]), row["case_id"], row["slice"], row["class"]))
+    if len(rows) <= count:
+        return rows
+    return [rows[round(i)] for i in np.linspace(0, len(rows) - 1, count)]
+
+
+def sheet(
+    plan: Plan,
+    dataset: Dataset,
+    folder: Path,
+    rows: list[dict[str, str]],
+    segmenters: Mapping[str, Segmenter],
+) -> NDArray[np.uint8]:
+    """Return a contact sheet, H x W x 3 uint8, with one line for every chosen row."""
+    pairs = {pair.case_id: pair for pair in plan.cases(dataset, folder)}
+    lines: list[list[tuple[NDArray[Any], str]]] = []
+    for row in rows:
+        for picture in case_pictures(dataset, pairs[row["case_id"]], plan.protocol, Counts()):
+            axis = "" if picture.axis is None else str(picture.axis)
+            if (axis, str(picture.index)) == (row["axis"], row["slice"]):
+                break
+        else:
+            continue
+        cls, mode = row["class"], int(row["mode"])
+        truth = picture.masks[cls]
+        prompt = prompts_of(plan, dataset.name, picture)[cls][mode]
+        scale = max(1, round(_HEIGHT / picture.image.shape[0]))
+        image = _enlarge(picture.image, scale, cv2.INTER_CUBIC)
+        name = row["case_id"].removeprefix(f"{dataset.name}_") + (
+            "" if not axis else f", {row['slice']}"
+        )
+        name += "" if cls == "all" else f" {cls}"
+        line = [
+            (image, name),
+            (_draw(image, prompt, scale), f"prompt, mode {mode}"),
+            (_show(image, truth, TRUTH, scale), "truth"),
+        ]
+        mattes: list[tuple[NDArray[Any], str]] = []
+        for model, segmenter in segmenters.items():
+            segmenter.set_image(picture.image)
+            answers = ask(segmenter, prompt.queries, plan.protocol.mask_select)
+            mask = joined(prompt, answers, plan.threshold(model))
+            iou = np.logical_and(mask, truth).sum() / np.logical_or(mask, truth).sum()
+            line.append((_show(image, mask, PREDICTED, scale), f"{model}, IoU {iou:.2f}"))
+            matte = np.maximum.reduce([answers[q].chosen for q in prompt.queries])
+            mattes.append((_enlarge(matte, scale, cv2.INTER_LINEAR), f"soft: {model}"))
+        lines.append(line + mattes[:1])
+    return viz.contact_sheet(lines, height=_HEIGHT)
+
+
+def _enlarge(picture: NDArray[Any], scale: int, method: int) -> NDArray[Any]:
+    size = (picture.shape[1] * scale, picture.shape[0] * scale)
+    return np.asarray(cv2.resize(picture, size, interpolation=method))
+
+
+def _draw(image: NDArray[np.uint8], prompt: ModePrompt, scale: int) -> NDArray[np.uint8]:
+    points = [[(v + 0.5) * scale for v in p] for query in prompt.queries for p in query.points]
+    boxes = [
+        [b[0] * scale, b[1] * scale, (b[2] + 1) * scale - 1, (b[3] + 1) * scale - 1]
+        for query in prompt.queries
+        if (b := query.box) is not None
+    ]
+    return viz.draw_prompts(image, points=points or None, boxes=boxes or None)
+
+
+def _show(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], scale: int
+) -> NDArray[np.uint8]:
+    """Tint a mask and draw its outline along pixel edges."""
+    big = _enlarge(mask.astype(np.uint8), scale, cv2.INTER_NEAREST)
+    out = viz.blend(np.full_like(image, colour), image, 0.35 * big)
+    outlines, _ = cv2.findContours(big, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(out, outlines, -1, colour, 1)
+    return out
