@@ -8,43 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zim.commandline import Command, Report, UsageError, apply_runtime, run_program, timed
-
-
-def _configure_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("synth", "splits"), help="what to make")
-    parser.add_argument("folder", nargs="?", metavar="OUT", help="folder for the packs")
-    parser.add_argument(
-        "--data-root", default="../shared/data", metavar="DIR", help="image collection"
-    )
-    parser.add_argument("--scenes", type=int, default=9600, metavar="N", help="training scenes")
-    parser.add_argument("--dev-scenes", type=int, default=288, metavar="N", help="dev scenes")
-
-
-def _data(args: argparse.Namespace) -> Report:
-    import json
-
-    from zim_training.data.pack import write_pack
-    from zim_training.data.sources import split_table
-
-    root, report = Path(args.data_root), Report()
-    if args.action == "splits":
-        table = split_table(root)
-        report.extra["splits"] = table
-        report.lines.append(json.dumps(table, indent=1))
-        return report
-    target = args.folder or args.output
-    if not target:
-        raise UsageError("data synth needs a folder: zim-train data synth OUT")
-    out = Path(target)
-    with timed(report.seconds, "synth"):
-        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed):
-            sys.stderr.write(f"\rdev: {done} shards")
-        for done in write_pack(root, out / "train", "train", args.scenes, args.seed):
-            sys.stderr.write(f"\rtrain: {done} shards")
-    sys.stderr.write("\n")
-    report.outputs["pack"] = str(out)
-    report.lines.append(str(out))
-    return report
+from zim_training.commands import convert, converter, data
 
 
 def _configure_matte(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +62,13 @@ def _bundle(args: argparse.Namespace) -> Report:
 
 
 COMMANDS = (
-    Command("data", "make training packs: synth, or show the splits", _configure_data, _data),
+    Command("data", "check data sets, make training packs, show splits", data.configure, data.run),
+    Command("converter", "train the label converter", converter.configure, converter.run),
+    Command("convert", "turn SA-1B's labels into mattes", convert.configure, convert.run),
     Command("matte", "train a small matting model on packs", _configure_matte, _matte),
     Command("bundle", "write a run's weights as one small file", _configure_bundle, _bundle),
-    Command("converter", "train the label converter"),
-    Command("convert", "turn segmentation labels into mattes"),
     Command("testset", "make a test set"),
-    Command("eval-converter", "score a label converter"),
+    Command("eval-converter", "score a converter", converter.configure_eval, converter.run_eval),
     Command("ablate", "train and score the rows of an ablation"),
 )
 

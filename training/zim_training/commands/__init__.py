@@ -1,0 +1,1 @@
+"""One file per subcommand of ``zim-train``: flags in, a report out."""

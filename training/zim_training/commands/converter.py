@@ -1,0 +1,107 @@
+"""``zim-train converter`` and ``zim-train eval-converter``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim_training.commands.common import existing, printed, run_folder
+from zim_training.converter.config import PRESETS, TRUNKS, ConverterConfig
+from zim_training.options import add_config_flags, add_flags, chosen
+
+COLLECTION = "../shared/data"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of training."""
+    add_config_flags(parser, PRESETS, "default")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="DIR",
+        help="matting sets (or a folder of them, or a manifest); none trains on procedural mattes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-root", metavar="DIR", help=f"image collection for backgrounds [{COLLECTION}]"
+    )
+    parser.add_argument(
+        "--init", default="none", metavar="SOURCE",
+        help="SAM 2.1 weights of the trunk: hub, a folder, or none [none]",
+    )  # fmt: skip
+    add_flags(parser, ConverterConfig, skip=("seed",))
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Train, or continue a run that was cut off."""
+    config = chosen(args, ConverterConfig, PRESETS[args.preset])
+    if args.print_config:
+        return printed(config)
+    run_dir = run_folder(args, "converter")
+    if config.trunk not in TRUNKS:
+        raise UsageError(f"--trunk {config.trunk!r}: expected one of {', '.join(TRUNKS)}")
+    apply_runtime(args)
+    from zim_training.converter.samples import Pool
+    from zim_training.converter.task import ConverterTask
+    from zim_training.data.readers import find_sets
+    from zim_training.loop import Loop
+
+    samples = [s for path in args.data for found in find_sets(Path(path)) for s in found.samples]
+    used = [s for s in samples if s.split == "train" or config.test_splits]
+    root = existing(args.data_root, COLLECTION)
+    mattes, labels = ([s for s in used if s.kind == kind] for kind in ("matte", "label"))
+    pool = Pool(mattes, labels, root)
+    task = ConverterTask(config, pool, Pool(collection=root, split="dev"))
+    if args.init != "none":
+        source = TRUNKS[config.trunk].hub if args.init == "hub" else args.init
+        task.model.load_trunk(source)  # pyright: ignore[reportCallIssue]
+    report = Report(model=f"converter {config.trunk}")
+    loop = Loop(task, config, run_dir, args.device)
+    with timed(report.seconds, "train"):
+        loop.fit()
+    report.metrics = loop.last_scores | {"steps": loop.step, "mattes": len(mattes)}
+    report.outputs = {"model": str(run_dir / "export"), "run": str(run_dir)}
+    report.lines.append(str(run_dir / "export"))
+    loop.close()
+    return report
+
+
+def configure_eval(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of scoring."""
+    parser.add_argument("converter", metavar="CONVERTER", help="a run or its export folder")
+    parser.add_argument(
+        "--data", metavar="DIR",
+        help="a test set in MicroMat's layout (seg to matte), or any matting set; none: procedural",
+    )  # fmt: skip
+    parser.add_argument("--data-root", metavar="DIR", help=f"image collection [{COLLECTION}]")
+    parser.add_argument("--size", type=int, default=1024, metavar="N", help="view side [1024]")
+    parser.add_argument("--views", type=int, default=48, metavar="N", help="procedural views [48]")
+
+
+def run_eval(args: argparse.Namespace) -> Report:
+    """Score seg to matte (Table 3): the converter's answer beside the label itself."""
+    apply_runtime(args)
+    from zim.commandline import write_report
+    from zim_training.converter.evaluate import evaluate_set, table
+    from zim_training.converter.model import Converter
+    from zim_training.converter.samples import Pool
+    from zim_training.converter.task import convert_views, held_out_views, score_views
+
+    model = Converter.from_pretrained(args.converter)
+    if args.device != "cpu":
+        from zim.api import choose_device
+
+        model = model.to(choose_device(args.device))
+    report = Report(model=str(args.converter))
+    with timed(report.seconds, "score"):
+        if args.data:
+            scores = evaluate_set(model, Path(args.data), args.size)
+        else:
+            pool = Pool(collection=existing(args.data_root, COLLECTION), split="dev")
+            views = held_out_views(pool, args.size, args.views)
+            scores = {
+                kind: score_views(some, convert_views(model, [(v[0], v[1]) for v in some]))
+                for kind, some in views.items()
+            }
+    report.metrics = scores
+    report.lines = table(scores)
+    write_report(report, args)
+    return report

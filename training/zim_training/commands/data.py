@@ -1,0 +1,78 @@
+"""``zim-train data``: look at data sets, make training packs, show the splits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from zim.commandline import Report, UsageError, timed
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument("action", choices=("check", "synth", "splits"), help="what to do")
+    parser.add_argument(
+        "folder", nargs="?", metavar="DIR", help="sets to check, or where packs are written"
+    )
+    parser.add_argument(
+        "--data-root", default="../shared/data", metavar="DIR", help="image collection"
+    )
+    parser.add_argument("--scenes", type=int, default=9600, metavar="N", help="training scenes")
+    parser.add_argument("--dev-scenes", type=int, default=288, metavar="N", help="dev scenes")
+    parser.add_argument(
+        "--most", type=int, default=0, metavar="N", help="check: open only about N samples a set"
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Do the chosen action."""
+    return {"check": _check, "synth": _synth, "splits": _splits}[args.action](args)
+
+
+def _check(args: argparse.Namespace) -> Report:
+    if not args.folder:
+        raise UsageError("data check needs a folder or a manifest: zim-train data check ROOT")
+    from zim_training.data.readers import examine, find_sets
+
+    report = Report(items=[])
+    with timed(report.seconds, "check"):
+        for found in find_sets(Path(args.folder)):
+            bad = examine(found, args.most)
+            counts = found.counts()
+            listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "nothing"
+            report.lines.append(f"{found.name}: {listed}; {len(bad)} malformed")
+            report.lines += [f"  {line}" for line in bad]
+            item = {"input": found.name, "outputs": {}, "metrics": counts, "malformed": bad}
+            item["error"] = f"{len(bad)} malformed" if bad else None
+            assert report.items is not None
+            report.items.append(item)
+            report.failed |= bool(bad)
+    return report
+
+
+def _splits(args: argparse.Namespace) -> Report:
+    from zim_training.data.sources import split_table
+
+    table = split_table(Path(args.data_root))
+    return Report(extra={"splits": table}, lines=[json.dumps(table, indent=1)])
+
+
+def _synth(args: argparse.Namespace) -> Report:
+    from zim_training.data.pack import write_pack
+
+    root, report = Path(args.data_root), Report()
+    target = args.folder or args.output
+    if not target:
+        raise UsageError("data synth needs a folder: zim-train data synth OUT")
+    out = Path(target)
+    with timed(report.seconds, "synth"):
+        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed):
+            sys.stderr.write(f"\rdev: {done} shards")
+        for done in write_pack(root, out / "train", "train", args.scenes, args.seed):
+            sys.stderr.write(f"\rtrain: {done} shards")
+    sys.stderr.write("\n")
+    report.outputs["pack"] = str(out)
+    report.lines.append(str(out))
+    return report

@@ -1,0 +1,266 @@
+"""Readers of the public matting sets, all as one list of samples, and what is wrong with them.
+
+The set is recognised by its folders. Every matte is read with :func:`zim.images.read_alpha`, so
+16-bit files and mattes kept as colour or transparency are fine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from zim.errors import ConfigError, ImageError
+from zim.images import load_image, read_alpha
+
+Kind = Literal["matte", "label"]
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class MatteSample:
+    """A picture and its matte on disk.
+
+    Attributes:
+        image: picture file.
+        alpha: matte file, or a label map.
+        name: unique within the set.
+        source: name of the set.
+        split: ``train`` or ``test``.
+        kind: ``matte``, or ``label`` for coarse categories that must not change (STL).
+        value: of a label map, the value that is the object; None for mattes.
+    """
+
+    image: Path
+    alpha: Path
+    name: str
+    source: str
+    split: str = "train"
+    kind: Kind = "matte"
+    value: int | None = None
+
+    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Read the picture H x W x 3 uint8 and the matte H x W float32 in [0, 1].
+
+        Raises:
+            ImageError: unreadable, or of different sizes.
+        """
+        rgb = load_image(self.image).rgb
+        if self.value is None:
+            alpha = read_alpha(self.alpha)
+        else:
+            with Image.open(self.alpha) as file:
+                alpha = (np.asarray(file) == self.value).astype(np.float32)
+        if alpha.shape != rgb.shape[:2]:
+            raise ImageError(
+                f"{self.alpha} is {alpha.shape[1]} x {alpha.shape[0]}, {self.image.name} is "
+                f"{rgb.shape[1]} x {rgb.shape[0]}; both must have one size"
+            )
+        return rgb, alpha
+
+
+@dataclass
+class Found:
+    """What a folder holds."""
+
+    name: str
+    samples: list[MatteSample]
+    malformed: list[str] = field(default_factory=list[str])
+
+    def counts(self) -> dict[str, int]:
+        """Count samples by split and kind."""
+        return dict(Counter(f"{s.split} {s.kind}" for s in self.samples))
+
+
+def _pairs(
+    root: Path, images: str, alphas: str, source: str, split: str, bad: list[str]
+) -> Iterator[MatteSample]:
+    """Match pictures with mattes of the same stem."""
+    mattes = {p.stem: p for p in _files(root / alphas)}
+    for image in _files(root / images):
+        if image.stem in mattes:
+            alpha = mattes.pop(image.stem)
+            yield MatteSample(image, alpha, f"{source}/{image.stem}", source, split)
+        else:
+            bad.append(f"{image}: no matte of this name in {root / alphas}")
+    bad += [f"{path}: no picture of this name in {root / images}" for path in mattes.values()]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
+
+
+def _aim500(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    yield from _pairs(root, "original", "mask", "AIM-500", "test", bad)
+
+
+def _am2k(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    yield from _pairs(root, "train/original", "train/mask", "AM-2K", "train", bad)
+    yield from _pairs(root, "validation/original", "validation/mask", "AM-2K", "test", bad)
+
+
+def _p3m(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    yield from _pairs(root, "train/blurred_image", "train/mask", "P3M-10K", "train", bad)
+    for name, images in (("P3M-500-P", "blurred_image"), ("P3M-500-NP", "original_image")):
+        base = f"validation/{name}"
+        yield from _pairs(root, f"{base}/{images}", f"{base}/mask", name, "test", bad)
+
+
+def _plain(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    name = "RWP-636" if (root / "detailmap").is_dir() else root.resolve().name
+    yield from _pairs(root, "image", "alpha", name, "train", bad)
+
+
+def _him2k(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    for part in ("natural", "comp"):
+        for image in _files(root / "images" / part):
+            instances = _files(root / "alphas" / part / image.stem)
+            if not instances:
+                bad.append(f"{image}: no instances in {root / 'alphas' / part / image.stem}")
+            for alpha in instances:
+                name = f"HIM-2K/{part}/{image.stem}/{alpha.stem}"
+                yield MatteSample(image, alpha, name, "HIM-2K")
+
+
+def _refmatte(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    for split in ("train", "test"):
+        folder = "img_full" if (root / split / "img_full").is_dir() else "img"
+        images = {p.stem: p for p in _files(root / split / folder)}
+        for alpha in _files(root / split / "mask"):
+            stem = alpha.stem if alpha.stem in images else alpha.stem.rpartition("_")[0]
+            if stem in images:
+                yield MatteSample(images[stem], alpha, f"RefMatte/{alpha.stem}", "RefMatte", split)
+            else:
+                bad.append(f"{alpha}: no picture of this name in {root / split / folder}")
+
+
+#: ADE20K categories (1 to 150) with hard edges that a converter must leave alone (Sec. 3.1)
+ADE_RIGID = {
+    1: "wall", 2: "building", 4: "floor", 6: "ceiling", 8: "bed", 9: "windowpane", 11: "cabinet",
+    15: "door", 16: "table", 21: "car", 24: "sofa", 25: "shelf", 31: "armchair", 34: "desk",
+    36: "wardrobe", 46: "counter", 48: "sink", 51: "refrigerator", 56: "case", 57: "pool table",
+    64: "bookcase", 68: "book", 71: "toilet", 72: "stove", 75: "computer", 77: "boat", 81: "bus",
+    84: "truck", 90: "television", 100: "poster", 108: "washer", 116: "bag", 119: "oven",
+    125: "microwave", 130: "dishwasher", 131: "screen", 142: "crt screen", 145: "bulletin board",
+}  # fmt: skip
+
+
+def _ade20k(root: Path, bad: list[str]) -> Iterator[MatteSample]:
+    for split, name in (("train", "training"), ("test", "validation")):
+        maps = {p.stem: p for p in _files(root / "annotations" / name)}
+        for image in _files(root / "images" / name):
+            if image.stem not in maps:
+                bad.append(f"{image}: no annotation")
+                continue
+            path = maps[image.stem]
+            try:
+                with Image.open(path) as file:
+                    values, counts = np.unique(np.asarray(file), return_counts=True)
+            except OSError as error:
+                bad.append(f"{path}: unreadable ({error})")
+                continue
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                if value in ADE_RIGID and count >= 0.005 * counts.sum():
+                    yield MatteSample(
+                        image, path, f"ADE20K/{image.stem}/{value}", "ADE20K", split, "label", value
+                    )
+
+
+def _manifest(path: Path, bad: list[str]) -> Iterator[MatteSample]:
+    """JSON lines ``{"image": ..., "alpha": ..., "split": "train"}``, paths relative to the file."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row: dict[str, Any] = json.loads(line)
+            image, alpha = path.parent / row["image"], path.parent / row["alpha"]
+        except (ValueError, KeyError, TypeError) as error:
+            bad.append(f'{path} line {number}: expected {{"image": ..., "alpha": ...}} ({error})')
+            continue
+        missing = [str(p) for p in (image, alpha) if not p.is_file()]
+        if missing:
+            bad.append(f"{path} line {number}: {', '.join(missing)} does not exist")
+            continue
+        kind: Kind = "label" if row.get("kind") == "label" else "matte"
+        split, name = str(row.get("split", "train")), f"{path.stem}/{number}"
+        yield MatteSample(image, alpha, name, path.stem, split, kind)
+
+
+Reader = Callable[[Path, list[str]], Iterator[MatteSample]]
+#: what is looked for, in order: name, folders that must exist, reader
+SETS: tuple[tuple[str, tuple[str, ...], Reader], ...] = (
+    ("ADE20K", ("images/training", "annotations/training"), _ade20k),
+    ("HIM-2K", ("images/natural", "alphas/natural"), _him2k),
+    ("P3M-10K", ("train/blurred_image", "train/mask"), _p3m),
+    ("P3M-10K", ("validation/P3M-500-P", "validation/P3M-500-NP"), _p3m),
+    ("AM-2K", ("train/original", "train/mask"), _am2k),
+    ("RefMatte", ("train/img_full", "train/mask"), _refmatte),
+    ("RefMatte", ("train/img", "train/mask"), _refmatte),
+    ("AIM-500", ("original", "mask"), _aim500),
+    ("image + alpha", ("image", "alpha"), _plain),
+)
+
+
+def read_set(root: Path) -> Found:
+    """Recognise a set (or a manifest file) and list its samples.
+
+    Raises:
+        ConfigError: nothing is recognised.
+    """
+    bad: list[str] = []
+    if root.is_file() and root.suffix == ".jsonl":
+        return Found("manifest", list(_manifest(root, bad)), bad)
+    for name, folders, reader in SETS:
+        if all((root / folder).is_dir() for folder in folders):
+            return Found(name, list(reader(root, bad)), bad)
+    layouts = "; ".join(f"{name}: {' + '.join(folders)}" for name, folders, _ in SETS)
+    raise ConfigError(
+        f"{root} is no data set known here; expected a manifest.jsonl or one of {layouts}"
+    )
+
+
+def find_sets(root: Path) -> list[Found]:
+    """Read a set, or every set one level below a folder.
+
+    Raises:
+        ConfigError: nothing is recognised.
+    """
+    if not root.exists():
+        raise ConfigError(f"{root} does not exist; expected a folder of data sets or a manifest")
+    try:
+        return [read_set(root)]
+    except ConfigError:
+        if not root.is_dir():
+            raise
+        found = []
+        for child in sorted(p for p in root.iterdir() if p.is_dir() or p.suffix == ".jsonl"):
+            try:
+                found.append(read_set(child))
+            except ConfigError:
+                continue
+        if not found:
+            raise
+        return found
+
+
+def examine(found: Found, most: int = 0) -> list[str]:
+    """Open samples (all, or ``most`` spread over the set) and list what is malformed."""
+    bad = list(found.malformed)
+    step = max(1, len(found.samples) // most) if most else 1
+    for sample in found.samples[::step]:
+        try:
+            _, alpha = sample.read()
+            if not (alpha > 0).any():
+                bad.append(f"{sample.alpha}: the matte is empty")
+        except (ImageError, OSError) as error:
+            bad.append(" ".join(str(error).split()))
+    return bad
