@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim_medical import eval_command
+from zim_medical import eval_command, predict_command
 from zim_medical.options import NOTICE
 
 COMMANDS = (
@@ -15,6 +15,12 @@ COMMANDS = (
         "score models on five medical datasets with five kinds of prompts",
         eval_command.configure,
         eval_command.run,
+    ),
+    Command(
+        "predict",
+        "segment a NIfTI volume, DICOM series or picture from clicks or a box",
+        predict_command.configure,
+        predict_command.run,
     ),
 )
 

@@ -1,0 +1,184 @@
+"""``zim-medical predict``: prompts in, a label and a soft volume out, in the input's grid."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zim._progress import progress_on_stderr
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.errors import OutputError
+from zim_medical.options import NOTICE, threshold_of
+
+if TYPE_CHECKING:
+    from zim_medical.segment import Input, Segmentation
+
+AXIS_NAMES = ("axial", "coronal", "sagittal")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim-medical predict``."""
+    parser.epilog = NOTICE
+    parser.add_argument("volume", metavar="VOLUME", help="NIfTI, DICOM folder or file, PNG, TIFF")
+    parser.add_argument(
+        "--points", nargs="+", action="extend", type=_point, metavar="X,Y,Z[,LABEL]",
+        help="clicks; LABEL 1 is on the object (default), 0 is not; in pictures X,Y[,LABEL]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--box", type=_box, metavar="X0,Y0,Z0,X1,Y1,Z1",
+        help="opposite corners; every slice between them is prompted; in pictures X0,Y0,X1,Y1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--space", choices=("voxel", "mm"), default="voxel",
+        help="prompts in voxel indices of the file, or in mm (scanner RAS+, as NIfTI has it)",
+    )  # fmt: skip
+    parser.add_argument("--axis", choices=AXIS_NAMES, default="axial", help="slices [axial]")
+    parser.add_argument(
+        "--window", default="auto", metavar="NAME",
+        help="ct, mr, minmax, protocol or LO,HI [auto: from the DICOM modality, else minmax]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--propagate", type=positive_int, metavar="N",
+        help="hand the answer's box on to up to N slices on either side",
+    )  # fmt: skip
+    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    parser.add_argument("--threshold", type=float, metavar="A", help="label where above [0.3]")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Segment one volume."""
+    if not args.points and args.box is None:
+        raise UsageError("no prompt; give --points X,Y,Z or --box X0,Y0,Z0,X1,Y1,Z1")
+    if args.output == "-":
+        raise UsageError("--output - : several files are written; give a folder")
+    threshold = threshold_of(args.model, 0.3) if args.threshold is None else args.threshold
+    if not 0 <= threshold < 1:
+        raise UsageError(f"--threshold {threshold}; expected 0 <= A < 1")
+    path, folder = Path(args.volume).expanduser(), Path(args.output or ".").expanduser()
+    report = Report(model=args.model)
+    paths = _paths(path, folder)
+    existing = next((p for p in paths.values() if p.exists()), None)
+    if existing is not None and args.skip_existing:
+        report.outputs = {kind: str(p) for kind, p in paths.items()}
+        report.lines = list(report.outputs.values())
+        return report
+    if existing is not None and not args.overwrite:
+        raise OutputError(f"{existing} exists; use --overwrite or --skip-existing")
+    with timed(report.seconds, "start"):
+        apply_runtime(args)
+        from zim.segmenters import load_segmenter
+        from zim_medical import segment
+
+    with timed(report.seconds, "read"):
+        source = segment.open_input(path)
+        flat = source.volume.plane_only
+        points = [_in_space(p, flat, "--points", (2, 3), (3, 4)) for p in args.points or ()]
+        clicks = [_labelled(p, 2 if flat else 3) for p in points]
+        box = args.box
+        if box is not None:
+            _in_space(box, flat, "--box", (4,), (6,))
+            box = (*box[:2], 0.0, *box[2:], 0.0) if flat else box
+        axis = segment.AXES["axial" if flat else args.axis]
+        prompts = segment.slice_prompts(source.volume, axis, clicks, box, args.space)
+    with timed(report.seconds, "load"):
+        segmenter = load_segmenter(args.model, device=args.device, dtype=args.dtype)
+    with timed(report.seconds, "segment"), progress_on_stderr():
+        result = segment.segment(
+            source,
+            axis,
+            prompts,
+            segmenter,
+            norm=args.window,
+            threshold=threshold,
+            propagate=args.propagate or 0,
+        )
+    with timed(report.seconds, "write"):
+        _write(paths, folder, source, result, threshold)
+    label = result.soft > threshold
+    spacing = source.volume.spacing
+    report.outputs = {kind: str(p) for kind, p in paths.items()}
+    report.metrics = {
+        "voxels": int(label.sum()),
+        "millilitres": round(float(label.sum() * spacing[0] * spacing[1] * spacing[2] / 1000), 4),
+        "slices": len(result.slices),
+    }
+    window = source.norm if args.window == "auto" else args.window
+    report.extra = {"notice": NOTICE, "threshold": threshold, "window": window}
+    sys.stderr.write(f"zim-medical predict: {NOTICE} window {window}, label > {threshold:g}\n")
+    report.lines = list(report.outputs.values())
+    return report
+
+
+def _paths(path: Path, folder: Path) -> dict[str, Path]:
+    stem = path.resolve().name
+    if path.is_file():
+        stem = stem.removesuffix(".gz")
+        stem = stem.rsplit(".", 1)[0]
+    return {
+        "mask": folder / f"{stem}.label.nii.gz",
+        "alpha": folder / f"{stem}.soft.nii.gz",
+        "overlay": folder / f"{stem}.overlay.png",
+    }
+
+
+def _write(
+    paths: dict[str, Path], folder: Path, source: Input, result: Segmentation, threshold: float
+) -> None:
+    import numpy as np
+
+    from zim import viz
+    from zim.output import save_rgb
+    from zim_medical.volumes import write_like
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), source.volume)
+    write_like(paths["alpha"], result.soft, source.volume)
+    picture, matte, prompt = result.shown
+    drawn = viz.overlay(picture, matte, points=prompt.points or None, boxes=prompt.box)
+    save_rgb(paths["overlay"], drawn)
+
+
+def _in_space(
+    values: tuple[float, ...],
+    flat: bool,
+    flag: str,
+    picture: tuple[int, ...],
+    solid: tuple[int, ...],
+) -> tuple[float, ...]:
+    expected = picture if flat else solid
+    if len(values) not in expected:
+        kind = "a picture" if flat else "a volume"
+        raise UsageError(
+            f"{flag} has {len(values)} numbers; {kind} takes {' or '.join(map(str, expected))}"
+        )
+    return values
+
+
+def _labelled(values: tuple[float, ...], dimensions: int) -> tuple[float, float, float, float]:
+    label = values[dimensions] if len(values) > dimensions else 1.0
+    if label not in (0, 1):
+        raise UsageError(f"label {label:g} is unknown; expected 1 (object) or 0 (background)")
+    x, y = values[:2]
+    return x, y, values[2] if dimensions == 3 else 0.0, label
+
+
+def _point(text: str) -> tuple[float, ...]:
+    return _numbers(text, (2, 3, 4), "X,Y,Z[,LABEL]")
+
+
+def _box(text: str) -> tuple[float, ...]:
+    return _numbers(text, (4, 6), "X0,Y0,Z0,X1,Y1,Z1 (in pictures X0,Y0,X1,Y1)")
+
+
+def _numbers(text: str, counts: tuple[int, ...], form: str) -> tuple[float, ...]:
+    import math
+
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in counts or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not {form} with finite numbers")
+    return values

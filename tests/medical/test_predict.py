@@ -1,0 +1,125 @@
+"""``zim-medical predict`` end to end on every kind of input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from zim.testing import tiny_model
+from zim_medical.cli import main
+from zim_medical.segment import Input, SlicePrompt, open_input, segment, slice_prompts
+from zim_medical.volumes import Volume
+
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.0, 0, -5], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model().save_pretrained(folder)
+    return str(folder)
+
+
+def write_volume(path: Path) -> np.ndarray:
+    data = np.random.default_rng(0).random((12, 16, 6)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return data
+
+
+def test_nifti_in_nifti_out(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_volume(tmp_path / "scan.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3"]
+    argv += ["--model", tiny, "--output", str(tmp_path / "out"), "--json"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"]["slices"] == 3
+    label: Any = nib.load(report["outputs"]["mask"])
+    soft: Any = nib.load(report["outputs"]["alpha"])
+    assert label.get_data_dtype() == np.uint8
+    assert soft.get_data_dtype() == np.float32
+    for image in (label, soft):
+        assert image.shape == (12, 16, 6)
+        assert np.array_equal(image.affine, AFFINE)
+    values = np.asarray(soft.dataobj)
+    assert values[..., 1:4].any()
+    assert not values[..., [0, 4, 5]].any()
+    assert np.array_equal(np.asarray(label.dataobj), values > 0.3)
+    assert Path(report["outputs"]["overlay"]).is_file()
+    assert main(argv) == 1  # nothing is overwritten unasked
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_picture_takes_flat_prompts(tiny: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 60000, (20, 30)).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    argv = ["predict", str(tmp_path / "x.tif"), "--model", tiny, "--output", str(tmp_path / "o")]
+    assert main([*argv, "--points", "25,4", "3,3,0"]) == 0
+    image: Any = nib.load(tmp_path / "o" / "x.label.nii.gz")
+    assert image.shape == (30, 20, 1)
+    assert main([*argv, "--points", "25,4,0,1", "--overwrite"]) == 2
+    assert main([*argv, "--points", "35,4", "--overwrite"]) == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_voxels_and_millimetres_are_the_same_place(axis: int) -> None:
+    data = np.zeros((12, 16, 6), np.float32)
+    volume = Volume(data, AFFINE, "v")
+    voxel = (3.0, 5.0, 2.0)
+    place = (AFFINE @ [*voxel, 1])[:3]
+    by_voxel = slice_prompts(volume, axis, [(*voxel, 1)], None)
+    by_mm = slice_prompts(volume, axis, [(*place, 1)], None, "mm")
+    assert list(by_voxel) == list(by_mm)
+    for key in by_voxel:
+        assert np.allclose(by_voxel[key].points, by_mm[key].points)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_prompted_voxel_is_the_one_that_is_answered(axis: int, box_filler: Any) -> None:
+    data = np.zeros((12, 16, 6), np.float32)
+    volume = Volume(data, AFFINE, "v")
+    prompts = slice_prompts(volume, axis, [], (2, 3, 1, 8, 11, 3))
+    result = segment(Input(volume), axis, prompts, box_filler)
+    expected = np.zeros(data.shape, bool)
+    expected[2:9, 3:12, 1:4] = True
+    assert np.array_equal(result.soft > 0.3, expected)
+
+
+def test_boxes_are_handed_on_and_stop(box_filler: Any) -> None:
+    volume = Volume(np.zeros((40, 40, 9), np.float32), AFFINE, "v")
+    prompts = {4: SlicePrompt(box=(10.0, 10.0, 20.0, 20.0))}
+    result = segment(Input(volume), 2, prompts, box_filler, propagate=2)
+    assert result.slices == [2, 3, 4, 5, 6]
+    # the answer fills its box, and each box is one pixel wider on every side
+    areas = sorted({int((result.soft[..., k] > 0.3).sum()) for k in range(9)})
+    assert areas == [0, 11 * 11, 13 * 13, 15 * 15]
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_volume(tmp_path / "scan.nii.gz")
+    scan = str(tmp_path / "scan.nii.gz")
+    out = ["--output", str(tmp_path / "o")]
+    for words, code, said in (
+        ([], 2, "no prompt"),
+        (["--box", "1,2,3,4"], 2, "a volume takes 6"),
+        (["--box", "1,2,3,4,5,60"], 1, "outside the volume of 12 x 16 x 6"),
+        (["--points", "1,2,nan"], 2, "finite"),
+        (["--points", "1,2,3", "--window", "5,1"], 1, "LO < HI"),
+    ):
+        assert main(["predict", scan, *words, *out]) == code
+        error = capsys.readouterr().err.strip().splitlines()
+        assert said in error[-1]
+    assert not (tmp_path / "o").exists()
+
+
+def test_rgb_pictures_keep_their_colours(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 9, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "c.png")
+    source = open_input(tmp_path / "c.png")
+    assert source.colour is not None
+    assert np.array_equal(source.colour, pixels)
