@@ -34,7 +34,13 @@ import numpy as np
 
 from zim import metrics
 from zim.errors import ImageError, ZimError
-from zim.prompts import mask_box
+from zim.prompts import Prompt, mask_box
+from zim.segmenters.classical import (
+    BAND_SHARE,
+    GRABCUT_ITERATIONS,
+    closed_form_alpha,
+    grabcut_mask,
+)
 
 Kind = Literal["box", "point"]
 KINDS: tuple[Kind, ...] = ("box", "point")
@@ -43,10 +49,6 @@ REFERENCE = "GrabCut"  # every method is also compared with it, picture by pictu
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_GRABCUT_ITERATIONS = 5
-_SEED_SHARE = 0.02  # radius of the certain disc around a click, as a share of the longest side
-_GUESS_SHARE = 0.25  # radius of the probable disc
-_BAND_SHARE = 0.02  # half width of the unknown band around GrabCut's rim
 _CELL = 180  # side of a contact sheet's cell
 
 
@@ -171,53 +173,18 @@ def filled_box(picture: Picture, kind: Kind) -> np.ndarray:
 
 @lru_cache(maxsize=len(KINDS))
 def grabcut(picture: Picture, kind: Kind) -> np.ndarray:
-    """Five iterations of GrabCut at full size. Bool H x W.
-
-    From a box everything outside is background. From a point a small disc is certain foreground,
-    a larger one probable, the rest probable background. The last answers are kept.
-    """
-    height, width = picture.alpha.shape
-    labels = np.full((height, width), cv2.GC_PR_BGD, np.uint8)
-    if kind == "box":
-        labels[:] = cv2.GC_BGD
-        labels[filled_box(picture, kind)] = cv2.GC_PR_FGD
-    else:
-        centre = (int(picture.point[0]), int(picture.point[1]))
-        side = max(height, width)
-        guess, certain = max(2, round(_GUESS_SHARE * side)), max(1, round(_SEED_SHARE * side))
-        cv2.circle(labels, centre, guess, cv2.GC_PR_FGD, -1)
-        cv2.circle(labels, centre, certain, cv2.GC_FGD, -1)
-    if not ((labels & 1) == 0).any():
-        return np.ones((height, width), dtype=bool)  # the box is the frame: nothing to learn from
-    cv2.setRNGSeed(0)  # its colour clusters start at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(picture.rgb[..., ::-1])
-    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *models, _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return (labels & 1) == 1  # certain and probable foreground are odd
+    """Run GrabCut from one of a picture's prompts; the last answers are kept. Bool H x W."""
+    size = (picture.alpha.shape[0], picture.alpha.shape[1])
+    asked = {"box": picture.box} if kind == "box" else {"points": [(*picture.point, 1)]}
+    return grabcut_mask(picture.rgb, Prompt.create(size, **asked))
 
 
 def grabcut_closed_form(picture: Picture, kind: Kind) -> np.ndarray:
-    """Closed-form matting (Levin et al. 2008) in a band around GrabCut's rim. Float H x W.
+    """Closed-form matting round GrabCut's rim. Float H x W.
 
     Its time comes on top of :func:`grabcut`'s, whose mask it finds ready.
     """
-    from pymatting import estimate_alpha_cf
-
-    mask = grabcut(picture, kind)
-    trimap = band_trimap(mask, max(2, round(_BAND_SHARE * max(mask.shape))))
-    if not (trimap == 1).any() or not (trimap == 0).any():
-        return mask  # too thin for a band: the solver would have nothing to hold on to
-    alpha = estimate_alpha_cf(picture.rgb / 255.0, trimap)
-    return np.clip(alpha, 0, 1)
-
-
-def band_trimap(mask: np.ndarray, radius: int) -> np.ndarray:
-    """1 inside, 0 outside and 0.5 within ``radius`` of a mask's rim. Float64 H x W."""
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    trimap = np.full(mask.shape, 0.5)
-    trimap[cv2.erode(mask.view(np.uint8), kernel) == 1] = 1.0
-    trimap[cv2.dilate(mask.view(np.uint8), kernel) == 0] = 0.0
-    return trimap
+    return closed_form_alpha(picture.rgb, grabcut(picture, kind))
 
 
 CLASSICAL = (
@@ -394,8 +361,8 @@ def conditions(options: Options) -> dict[str, Any]:
         "python": platform.python_version(),
         "opencv": cv2.__version__,
         "numpy": np.__version__,
-        "grabcut_iterations": _GRABCUT_ITERATIONS,
-        "band_share": _BAND_SHARE,
+        "grabcut_iterations": GRABCUT_ITERATIONS,
+        "band_share": BAND_SHARE,
     }
     return facts | {name: getattr(options, name) for name in settings}
 

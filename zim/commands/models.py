@@ -10,6 +10,7 @@ from zim.commandline import Report, write_report
 
 if TYPE_CHECKING:
     from zim.weights import Checkpoint
+    from zim.weights.rivals import Rival
 
 HEADINGS = ("name", "here", "size", "licence", "what it is", "where")
 
@@ -17,9 +18,11 @@ HEADINGS = ("name", "here", "size", "licence", "what it is", "where")
 def run(args: argparse.Namespace) -> Report:
     """Print one line per known model; no network is used."""
     from zim.weights import REGISTRY, zim_home
+    from zim.weights.rivals import RIVALS
 
     report = Report()
     rows = [describe(checkpoint) for checkpoint in REGISTRY.values()]
+    rows += [describe_rival(rival) for rival in RIVALS.values() if rival.name not in REGISTRY]
     report.extra["models"] = rows
     report.extra["home"] = str(zim_home())
     cells = [HEADINGS] + [
@@ -38,7 +41,10 @@ def run(args: argparse.Namespace) -> Report:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         report.lines.append(text.rstrip())
     if not all(row["loadable"] for row in rows):
-        report.lines.append("* zim.load cannot use it in this version.")
+        report.lines.append(
+            "* not for zim.load; zim.segmenters.load_segmenter and the --model of zim eval and of "
+            "the applications take it."
+        )
     report.lines.append(f"A path or a hub id works too. ZIM_HOME is {zim_home()}.")
     write_report(report, args)
     return report
@@ -59,6 +65,23 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "installed": installed,
         "bundled": checkpoint.bundled,
         "loadable": checkpoint.loadable,
+    }
+
+
+def describe_rival(rival: Rival) -> dict[str, Any]:
+    """Return one of the compared systems as plain data, with the same keys."""
+    path = rival.folder()
+    return {
+        "name": rival.name,
+        "kind": rival.family,
+        "about": rival.about,
+        "licence": rival.licence,
+        "bytes": _bytes(path) if path.is_dir() else None,
+        "source": rival.source,
+        "path": "built in" if rival.family == "classical" else str(path),
+        "installed": rival.installed(),
+        "bundled": rival.family == "classical",
+        "loadable": False,
     }
 
 
