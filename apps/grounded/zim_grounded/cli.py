@@ -2,17 +2,130 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from zim.commandline import Command, run_command
+from zim.commandline import Command, Report, positive_int, run_command
 
-COMMAND = Command("zim-grounded", "mattes from words")
+#: kinds of results; JSON is always written
+FORMATS = ("rgba", "alpha", "labels", "overlay")
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "phrases",
+        nargs="*",
+        metavar="PHRASE",
+        help="what to find, \"the dog's fur\"; several: 'dog . red ball'",
+    )
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        action="extend",
+        metavar="IMAGE",
+        help="pictures or folders of pictures [a bundled photograph of a puppy]",
+    )
+    parser.add_argument(
+        "--scribble",
+        metavar="FILE",
+        help="strokes on the object instead of words: JSON polylines or a painted picture; at "
+        "most 24 points are taken, evenly along the strokes",
+    )
+    parser.add_argument(
+        "--not",
+        nargs="+",
+        action="extend",
+        dest="without",
+        metavar="PHRASE",
+        help="take what these phrases find out of the mattes",
+    )
+    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        metavar="KIND",
+        help=f"of {', '.join(FORMATS)} [all]",
+    )
+    parser.add_argument(
+        "--boxes-only", action="store_true", help="stop after the boxes: write the JSON alone"
+    )
+    add_detector_flags(parser)
+
+
+def add_detector_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose and tune the detector."""
+    group = parser.add_argument_group("finding boxes")
+    group.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="mini, gdino-tiny, gdino-base, mm-gdino-tiny, owlv2-base, groundingdino-py, boxes, "
+        "a folder or a hub id [the bundled one, else gdino-tiny]",
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help='for --detector boxes: JSON [{"box": [x0,y0,x1,y1], "phrase": "dog", "score": 0.9}], '
+        "or such a list per file name",
+    )
+    group.add_argument(
+        "--threshold", type=_share, metavar="S", help="least score of a box [the detector's own]"
+    )
+    group.add_argument(
+        "--text-threshold",
+        type=_share,
+        default=0.25,
+        metavar="S",
+        help="least score of a word to be listed with its box [0.25]",
+    )
+    group.add_argument(
+        "--nms",
+        type=_share,
+        default=0.7,
+        metavar="IOU",
+        help="boxes of one phrase that overlap more are one [0.7]",
+    )
+    group.add_argument(
+        "--max-boxes", type=positive_int, default=20, metavar="N", help="best per picture [20]"
+    )
+    group.add_argument(
+        "--top", type=positive_int, metavar="N", help="keep the N best boxes of each phrase [all]"
+    )
+    group.add_argument(
+        "--focus", metavar="WORD", help="rank boxes by this word of the phrase [its head noun]"
+    )
+    group.add_argument(
+        "--whole", action="store_true", help="do not look for parts inside their owners"
+    )
+    group.add_argument(
+        "--separate", action="store_true", help="one pass per phrase, so that none sways another"
+    )
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _run(args: argparse.Namespace) -> Report:
+    from zim_grounded.work import run
+
+    return run(args)
+
+
+COMMAND = Command("zim-grounded", "mattes from words or scribbles", _configure, _run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command("zim-grounded", COMMAND, list(sys.argv[1:] if argv is None else argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command("zim-grounded", COMMAND, arguments)
 
 
 if __name__ == "__main__":

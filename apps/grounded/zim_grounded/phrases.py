@@ -74,12 +74,17 @@ def part_of(phrase: str) -> Part | None:
 def head_word(phrase: str) -> str:
     """Return the word a phrase is about: "fur" in "the dog's fur", "cat" in "cat on the table"."""
     part = part_of(phrase)
-    words = re.findall(r"[\w-]+", plain(part.part if part else phrase))
+    words = subject(part.part if part else phrase)
+    return words[-1] if words else ""
+
+
+def subject(phrase: str) -> list[str]:
+    """Return the plain words of a phrase up to the first relation: "red cat on a table", 2."""
+    words = re.findall(r"[\w'-]+", without_articles(phrase))
     for i, word in enumerate(words):
         if word in _RELATIONS and i:
-            words = words[:i]
-            break
-    return words[-1] if words else ""
+            return words[:i]
+    return words
 
 
 def has_relation(phrase: str) -> bool:

@@ -1,0 +1,171 @@
+"""The files of one picture: cut-outs, mattes, a label map, an annotated picture, a table.
+
+The table is written last, so a picture whose table exists is done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from zim.commands.outputs import Result
+from zim.errors import OutputError
+from zim.output import atomic_write, encode_alpha, encode_rgb
+from zim.prompts import Prompt
+from zim.result import Matte
+from zim_grounded.candidates import Found
+from zim_grounded.cli import FORMATS
+from zim_grounded.draw import annotate
+from zim_grounded.mattes import label_map
+
+
+@dataclass(frozen=True)
+class Target:
+    """A picture and where its results go."""
+
+    source: str
+    folder: Path
+
+    @classmethod
+    def of(cls, source: str, output: str | None) -> Target:
+        """Plan the results of a picture; without ``output`` they go to the current folder."""
+        return cls(source, Path(output).expanduser() if output else Path())
+
+    @property
+    def stem(self) -> str:
+        """Return what all names begin with."""
+        return Result(self.source).stem
+
+    @property
+    def table(self) -> Path:
+        """Return the JSON table's place."""
+        return self.folder / f"{self.stem}.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object: how it was found, its matte and the matte's predicted quality."""
+
+    found: Found | None
+    alpha: NDArray[np.float32] | None
+    quality: float | None
+    prompt: Prompt | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return what is said about it in tables and reports."""
+        row: dict[str, Any] = {"metrics": {}}
+        if self.found is not None:
+            row |= {
+                "phrase": self.found.phrase,
+                "box": [round(v, 2) for v in self.found.box],
+                "fallback": self.found.fallback,
+                "tokens": [list(t) for t in self.found.tokens],
+            }
+            if self.found.owner is not None:
+                row["owner_box"] = [round(v, 2) for v in self.found.owner]
+            row["metrics"]["score"] = round(self.found.score, 4)
+        if self.alpha is not None and self.quality is not None:
+            row["metrics"] |= {
+                "quality": round(self.quality, 4),
+                "area": int((self.alpha > 0.5).sum()),
+                "mean_alpha": round(float(self.alpha.mean()), 5),
+            }
+        return row
+
+
+def write_results(
+    target: Target,
+    rgb: NDArray[np.uint8],
+    instances: Sequence[Instance],
+    table: dict[str, Any],
+    formats: Sequence[str] | None,
+    *,
+    overwrite: bool,
+) -> list[dict[str, str]]:
+    """Write everything about one picture.
+
+    Args:
+        target: its name and folder.
+        rgb: H x W x 3 uint8.
+        instances: objects in order.
+        table: what the JSON says beside the objects.
+        formats: kinds to write; None for all, empty for the table alone.
+        overwrite: replace existing files.
+
+    Returns:
+        For every object its files by kind; label map, annotated picture and table are shared.
+
+    Raises:
+        OutputError: a file exists, or cannot be written.
+    """
+    kinds = FORMATS if formats is None else tuple(formats)
+    stem, folder = target.stem, target.folder
+    files: dict[Path, bytes] = {}
+    shared: dict[str, str] = {}
+    own: list[dict[str, str]] = [{} for _ in instances]
+    mattes = [i.alpha for i in instances if i.alpha is not None]
+    for k, (instance, names) in enumerate(zip(instances, own, strict=True), 1):
+        if instance.alpha is None:
+            continue
+        phrase = instance.found.phrase if instance.found else "scribble"
+        matte = Matte(rgb, instance.alpha)
+        if "rgba" in kinds:
+            path = folder / f"{stem}.{k}.{slug(phrase)}.rgba.png"
+            files[path], names["rgba"] = matte.encode("rgba"), str(path)
+        if "alpha" in kinds:
+            path = folder / f"{stem}.{k}.{slug(phrase)}.alpha.png"
+            files[path], names["alpha"] = encode_alpha(instance.alpha, 16), str(path)
+    if mattes and "labels" in kinds:
+        path = folder / f"{stem}.labels.png"
+        files[path], shared["labels"] = _grey(label_map(mattes)), str(path)
+    if mattes and "overlay" in kinds:
+        path = folder / f"{stem}.overlay.jpg"
+        files[path], shared["overlay"] = encode_rgb(_picture(rgb, instances), ".jpg"), str(path)
+    shared["json"] = str(target.table)
+    rows = [i.row() | {"files": names} for i, names in zip(instances, own, strict=True)]
+    text = json.dumps(table | {"detections": rows}, indent=1) + "\n"
+    files[target.table] = text.encode()
+    for path in files:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; use --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, data in files.items():
+        atomic_write(path, data)
+    return [names | shared for names in own]
+
+
+def slug(phrase: str) -> str:
+    """Return a phrase as part of a file name: letters, digits and dashes, at most 40."""
+    return re.sub(r"[^\w]+", "-", phrase.lower().replace("'", "")).strip("-_")[:40] or "object"
+
+
+def _picture(rgb: NDArray[np.uint8], instances: Sequence[Instance]) -> NDArray[np.uint8]:
+    shown = [i for i in instances if i.alpha is not None]
+    captions = []
+    for number, i in enumerate(shown, 1):
+        caption = f"{number} {i.found.phrase} {i.found.score:.2f}" if i.found else ""
+        captions.append(caption + (" (owner)" if i.found and i.found.fallback else ""))
+    prompt = next((i.prompt for i in shown if i.prompt is not None), None)
+    return annotate(
+        rgb,
+        [i.alpha for i in shown if i.alpha is not None],
+        [i.found.box if i.found else None for i in shown],
+        captions,
+        None if prompt is None else prompt.points,
+        None if prompt is None else prompt.labels,
+    )
+
+
+def _grey(labels: NDArray[Any]) -> bytes:
+    done, data = cv2.imencode(".png", labels)
+    if not done:
+        raise OutputError(f"a label map of shape {labels.shape} cannot be encoded as PNG")
+    return data.tobytes()

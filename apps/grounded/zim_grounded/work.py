@@ -1,0 +1,343 @@
+"""What ``zim-grounded`` does: every picture to boxes, mattes and files; one failing stops none."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zim import __version__
+from zim._progress import progress_on_stderr, track
+from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
+from zim.errors import PromptError, ZimError
+from zim.images import LoadedImage, load_image
+from zim.prompts import Prompt
+from zim.protocols import Segmenter
+from zim.segmenters import load_segmenter
+from zim_grounded.boxes_file import BoxesFile
+from zim_grounded.candidates import CandidateDetector, Found, Thresholds
+from zim_grounded.detectors import default_name, load_detector
+from zim_grounded.files import Instance, Target, write_results
+from zim_grounded.locate import Located, locate
+from zim_grounded.mattes import distinct, mattes_of, take_away
+from zim_grounded.phrases import split_phrases
+from zim_grounded.scribbles import read_scribble
+
+#: the bundled photograph that is used without --image
+EXAMPLE = Path(__file__).with_name("puppy.jpg")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Run the command; see ``zim-grounded --help``."""
+    _check(args)
+    phrases = split_phrases(args.phrases) if args.phrases else []
+    without = split_phrases(args.without) if args.without else []
+    work = Work(args, phrases, without)
+    targets = [Target.of(picture, args.output) for picture in _pictures(args, work.report)]
+    _no_collisions(targets)
+    todo = [t for t in targets if work.has_something_to_write(t)]
+    if todo:
+        with timed(work.report.seconds, "start"):
+            apply_runtime(args)
+            work.start()
+        with progress_on_stderr():
+            for target in track(todo, "matting"):
+                work.picture(target)
+    return work.finished(targets)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, before anything is loaded."""
+    if args.scribble and (args.phrases or args.without or args.boxes or args.detector):
+        raise UsageError("--scribble takes the place of words and boxes; give one kind")
+    if args.scribble and not args.image:
+        raise UsageError("--scribble is about a picture of yours: add --image FILE")
+    if args.detector == "boxes" and not args.boxes:
+        raise UsageError("--detector boxes needs the file: --boxes FILE")
+    if args.boxes and args.detector not in (None, "boxes"):
+        raise UsageError(f"--boxes is for --detector boxes, not {args.detector}; drop one of them")
+    if not args.phrases and not args.scribble and not args.boxes:
+        raise UsageError('say what to find, such as "the dog\'s fur", or give --scribble FILE')
+    if args.output == "-":
+        raise UsageError("--output - is not possible: several files are written; give a folder")
+
+
+def _pictures(args: argparse.Namespace, report: Report) -> list[str]:
+    """List the pictures, those of folders in the order of their names."""
+    if not args.image:
+        sys.stderr.write(
+            f"zim-grounded: no --image, so this is the bundled photograph {EXAMPLE.name}\n"
+        )
+        report.extra["bundled_photograph"] = True
+        return [str(EXAMPLE)]
+    pictures: list[str] = []
+    for name in args.image:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            pictures.append(name)
+            continue
+        inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UsageError(f"{name} holds no pictures ({', '.join(SUFFIXES)})")
+        pictures += [str(p) for p in inside]
+    return list(dict.fromkeys(pictures))
+
+
+def _no_collisions(targets: Sequence[Target]) -> None:
+    taken: dict[Path, str] = {}
+    for target in targets:
+        if target.table in taken:
+            raise UsageError(
+                f"{taken[target.table]} and {target.source} would both write {target.table}; "
+                "run them into different folders"
+            )
+        taken[target.table] = target.source
+
+
+@dataclass
+class Work:
+    """Everything one call does, and the report that grows on the way."""
+
+    args: argparse.Namespace
+    phrases: list[str]
+    without: list[str]
+    report: Report = field(default_factory=Report)
+    items: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
+    detector: CandidateDetector | None = None
+    segmenter: Segmenter | None = None
+
+    @property
+    def detector_name(self) -> str | None:
+        """Return the detector's name, None for scribbles."""
+        if self.args.scribble:
+            return None
+        return "boxes" if self.args.boxes else self.args.detector or default_name()
+
+    def start(self) -> None:
+        """Load the detector, then the model: the detector's weights are more likely missing."""
+        args = self.args
+        if self.detector_name is not None:
+            chosen = f"boxes:{args.boxes}" if args.boxes else self.detector_name
+            self.detector = load_detector(chosen, args.device)
+            box = self.detector.thresholds.box if args.threshold is None else args.threshold
+            self.detector.thresholds = Thresholds(
+                box=box, text=args.text_threshold, nms=args.nms, most=args.max_boxes
+            )
+            if hasattr(self.detector, "separate"):
+                self.detector.separate = args.separate  # pyright: ignore[reportAttributeAccessIssue]
+            limits = getattr(self.detector, "limits", None)
+            if limits:
+                sys.stderr.write(f"zim-grounded: {limits}\n")
+        if not args.boxes_only:
+            self.segmenter = load_segmenter(args.model, device=args.device, dtype=args.dtype)
+
+    def has_something_to_write(self, target: Target) -> bool:
+        """Look at existing results; a picture that is done or blocked becomes an item now."""
+        if not target.table.exists() or self.args.overwrite:
+            return True
+        if self.args.skip_existing:
+            outputs = {"json": str(target.table)}
+            skipped = {"outputs": outputs, "metrics": {}, "error": None, "skipped": True}
+            self.items[target.source] = [{"input": target.source} | skipped]
+        else:
+            text = f"{target.table} exists; use --overwrite or --skip-existing"
+            self._fail(target, ZimError(text), {})
+        return False
+
+    def picture(self, target: Target) -> None:
+        """Do one picture; what goes wrong becomes its item."""
+        seconds: dict[str, float] = {}
+        try:
+            with timed(seconds, "read"):
+                loaded = load_image(target.source)
+            if self.args.scribble:
+                instances, table = self._by_scribble(loaded, seconds)
+            else:
+                instances, table = self._by_words(target, loaded, seconds)
+            with timed(seconds, "write"):
+                table |= {"seconds": {k: round(v, 3) for k, v in seconds.items()}}
+                formats = [] if self.args.boxes_only else self.args.format
+                outputs = write_results(
+                    target, loaded.rgb, instances, table, formats, overwrite=self.args.overwrite
+                )
+            if not instances:
+                raise NothingFound(self._nothing(table["best_scores"]), str(target.table))
+            self.items[target.source] = [
+                {"input": target.source, "object": i, "outputs": files, "error": None}
+                | instance.row()
+                for i, (instance, files) in enumerate(zip(instances, outputs, strict=True), 1)
+            ]
+        except BrokenPipeError:
+            raise
+        except NothingFound as error:
+            self._fail(target, error, {"json": error.table})
+        except (ZimError, OSError) as error:
+            self._fail(target, error, {})
+        finally:
+            for stage, value in seconds.items():
+                self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + value
+
+    def _by_words(
+        self, target: Target, loaded: LoadedImage, seconds: dict[str, float]
+    ) -> tuple[list[Instance], dict[str, Any]]:
+        detector, args = self.detector, self.args
+        assert detector is not None
+        phrases = self.phrases
+        if isinstance(detector, BoxesFile):
+            detector.open(target.source)
+            phrases = phrases or detector.phrases()
+        with timed(seconds, "detect"):
+            located = self._locate(detector, loaded.rgb, phrases)
+            taken = self._locate(detector, loaded.rgb, self.without).found if self.without else []
+        found = _top(located.found, args.top)
+        table = self._table(loaded, phrases, located)
+        if args.boxes_only or not found:
+            return [Instance(f, None, None) for f in found], table
+        alphas, scores = self._mattes(loaded, [*found, *taken], seconds)
+        away = alphas[len(found) :]
+        keep = distinct(found, alphas[: len(found)])
+        instances = [Instance(found[i], take_away(alphas[i], away), scores[i]) for i in keep]
+        return instances, table
+
+    def _locate(
+        self, detector: CandidateDetector, rgb: NDArray[np.uint8], phrases: Sequence[str]
+    ) -> Located:
+        args = self.args
+        parts = not args.whole and not isinstance(detector, BoxesFile)
+        located = locate(detector, rgb, phrases, detector.thresholds, focus=args.focus, parts=parts)
+        text = detector.thresholds.text
+        shown = [
+            replace(f, tokens=tuple(t for t in f.tokens if t[1] >= text)) for f in located.found
+        ]
+        return Located(shown, located.best)
+
+    def _mattes(
+        self, loaded: LoadedImage, found: Sequence[Found], seconds: dict[str, float]
+    ) -> tuple[list[NDArray[np.float32]], list[float]]:
+        size = (loaded.rgb.shape[0], loaded.rgb.shape[1])
+        prompts = [Prompt.create(size, box=f.box) for f in found]
+        return self._answer(loaded, size, prompts, seconds)
+
+    def _answer(
+        self,
+        loaded: LoadedImage,
+        size: tuple[int, int],
+        prompts: Sequence[Prompt],
+        seconds: dict[str, float],
+    ) -> tuple[list[NDArray[np.float32]], list[float]]:
+        assert self.segmenter is not None
+        with timed(seconds, "encode"):
+            self.segmenter.set_image(loaded.rgb)
+        with timed(seconds, "decode"):
+            alphas, scores = mattes_of(self.segmenter, size, prompts)
+        if loaded.alpha is not None:  # what was cut away before stays away
+            alphas = [alpha * loaded.alpha for alpha in alphas]
+        return alphas, scores
+
+    def _by_scribble(
+        self, loaded: LoadedImage, seconds: dict[str, float]
+    ) -> tuple[list[Instance], dict[str, Any]]:
+        size = (loaded.rgb.shape[0], loaded.rgb.shape[1])
+        prompt = read_scribble(self.args.scribble, size)
+        table = self._table(loaded, [], Located([], {})) | {
+            "scribble": self.args.scribble,
+            "points": [
+                [*p, k] for p, k in zip(prompt.points.tolist(), prompt.labels.tolist(), strict=True)
+            ],
+        }
+        if self.args.boxes_only:
+            raise PromptError("--boxes-only leaves nothing to do for a scribble; drop it")
+        alphas, scores = self._answer(loaded, size, [prompt], seconds)
+        return [Instance(None, alphas[0], scores[0], prompt)], table
+
+    def _table(
+        self, loaded: LoadedImage, phrases: Sequence[str], located: Located
+    ) -> dict[str, Any]:
+        height, width = loaded.rgb.shape[:2]
+        table: dict[str, Any] = {
+            "image": loaded.name,
+            "width": width,
+            "height": height,
+            "phrases": list(phrases),
+            "best_scores": {p: round(s, 4) for p, s in located.best.items()},
+            "model": None if self.args.boxes_only else self.args.model,
+            "detector": self.detector_name,
+            "version": __version__,
+        }
+        if self.detector is not None:
+            t = self.detector.thresholds
+            table["thresholds"] = {"box": t.box, "text": t.text, "nms": t.nms, "most": t.most}
+        return table
+
+    def _nothing(self, best: dict[str, float]) -> str:
+        assert self.detector is not None
+        unknown = getattr(self.detector, "unknown", lambda _: [])(list(best))
+        said = ", ".join(
+            f"{phrase!r} {score:.2f}" + (" (no such name here)" if phrase in unknown else "")
+            for phrase, score in best.items()
+        )
+        text = (
+            f"nothing found above the threshold {self.detector.thresholds.box:g} by "
+            f"{self.detector.name}; best scores seen: {said}; lower --threshold"
+        )
+        return text + (" or name another --detector" if self.detector.name == "mini" else "")
+
+    def _fail(self, target: Target, error: BaseException, outputs: dict[str, str]) -> None:
+        line = error_line(error)
+        if self.args.debug:
+            traceback.print_exception(error, file=sys.stderr)
+        named = line if Path(target.source).name in line else f"{target.source}: {line}"
+        sys.stderr.write(f"zim-grounded: {named}\n")
+        row = {"input": target.source, "outputs": outputs, "metrics": {}, "error": line}
+        self.items[target.source] = [row]
+        self.report.failed = True
+
+    def finished(self, targets: Sequence[Target]) -> Report:
+        """Put the items in the order of the pictures; a single one is the report itself."""
+        report = self.report
+        report.model = self.args.model
+        report.items = [item for t in targets for item in self.items[t.source]]
+        report.extra["detector"] = self.detector_name
+        report.lines = list(
+            dict.fromkeys(path for item in report.items for path in item["outputs"].values())
+        )
+        if len(report.items) == 1:
+            report.outputs = report.items[0]["outputs"]
+            report.metrics = report.items[0]["metrics"]
+        if report.failed:
+            failed = [item["error"] for item in report.items if item["error"]]
+            single = len(targets) == 1
+            report.extra["error"] = (
+                failed[0] if single else f"{len(failed)} of {len(targets)} images failed"
+            )
+        return report
+
+
+class NothingFound(ZimError):
+    """No box is above the threshold; the table with the scores was written."""
+
+    def __init__(self, message: str, table: str) -> None:
+        """Remember where the table is."""
+        super().__init__(message)
+        self.table = table
+
+
+def _top(found: Sequence[Found], top: int | None) -> list[Found]:
+    """Keep the best boxes of every phrase."""
+    if top is None:
+        return list(found)
+    count: dict[str, int] = {}
+    kept: list[Found] = []
+    for f in found:
+        count[f.phrase] = count.get(f.phrase, 0) + 1
+        if count[f.phrase] <= top:
+            kept.append(f)
+    return kept
