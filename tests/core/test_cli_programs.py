@@ -74,7 +74,7 @@ def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "program", [p for p in PROGRAMS if p not in ("zim", "zim-train", "zim-medical")]
+    "program", [p for p in PROGRAMS if p not in ("zim", "zim-train", "zim-medical", "zim-grounded")]
 )
 @pytest.mark.parametrize("argv", [[], ["eval"], ["--image", "x", "--points", "1,2"]])
 def test_a_program_not_built_yet_says_so(
