@@ -30,6 +30,9 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         """Move towards the model; young averages move faster."""
         self.steps += 1
+        if not self.decay:
+            self.model.load_state_dict(model.state_dict())
+            return
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         source = model.state_dict()
         for key, value in self.model.state_dict().items():

@@ -208,18 +208,19 @@ class Loop:
             pending.append(loss)
             numbers.append(more)
             self.step += 1
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            saves = self.step % config.save_every == 0 or self.step == config.steps
+            # a line at every checkpoint: a run that continues there writes the same lines
+            if self.step % config.log_every == 0 or saves:
                 now = time.perf_counter()
                 pace = len(pending) * config.batch / max(now - last, 1e-9)
                 self._log("train", loss=float(torch.stack(pending).mean()), **_means(numbers))
                 self._scalar("images_per_s", pace)
                 pending, numbers, last = [], [], now
-            finished = self.step == config.steps
-            if self.step % config.save_every == 0 or finished:
+            if saves:
                 self.seconds += time.perf_counter() - start
                 start = time.perf_counter()
                 self.save()
-            if self.step % config.eval_every == 0 or finished:
+            if self.step % config.eval_every == 0 or self.step == config.steps:
                 self.evaluate()
                 last = time.perf_counter()
         if self.main:

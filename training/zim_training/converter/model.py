@@ -132,9 +132,10 @@ class Converter(nn.Module):
             folder = folder / "export"
         try:
             data: dict[str, Any] = json.loads((folder / "converter.json").read_text())
-            config = TrunkConfig(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            )
+            shape: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+            }
+            config = TrunkConfig(**shape)
             model = cls(config)
             model.load_state_dict(load_file(folder / "converter.safetensors"))
         except ConfigError:

@@ -1,0 +1,240 @@
+"""ZIM on shards and on own pictures: losses, prompts, fine-tuning, exact continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import zim
+from zim_training import cli
+from zim_training.loop import Loop, learning_rate
+from zim_training.matting.config import PRESETS
+from zim_training.matting.prompting import PAD, box_prompt, point_prompt
+from zim_training.matting.source import open_source
+from zim_training.matting.task import MatteTask
+
+ROOT = Path(__file__).parents[2]
+TINY = dataclasses.replace(PRESETS["test"], steps=12, save_every=4, eval_every=100, log_every=3)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of a soft disc in the manner of a user's folder; one matte has 16 bits."""
+    folder = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    for part in ("image", "alpha"):
+        (folder / part).mkdir()
+    for k in range(10):
+        yy, xx = np.mgrid[:72, :96]
+        cx, cy, r = rng.uniform(30, 66), rng.uniform(28, 44), rng.uniform(12, 22)
+        alpha = np.clip((r - np.hypot(xx - cx, yy - cy)) / 6 + 0.5, 0, 1)
+        colour = rng.integers(0, 255, 3)
+        behind = cv2.resize(rng.integers(0, 255, (4, 5, 3), dtype=np.uint8), (96, 72))
+        picture = colour * alpha[..., None] + behind * (1 - alpha[..., None])
+        assert cv2.imwrite(str(folder / f"image/{k}.jpg"), picture.astype(np.uint8))
+        depth = (65535, np.uint16) if k == 0 else (255, np.uint8)
+        assert cv2.imwrite(str(folder / f"alpha/{k}.png"), (alpha * depth[0]).astype(depth[1]))
+    return folder
+
+
+def test_sixteen_bit_mattes_keep_their_values(own: Path) -> None:
+    source = open_source(own, 0.2)
+    assert len(source.train) + len(source.held_out) == 10
+    alpha = source.read(np.random.default_rng(0), 0, 1).alphas[0]
+    values = cv2.imread(str(own / "alpha/0.png"), cv2.IMREAD_UNCHANGED)
+    assert values is not None
+    np.testing.assert_allclose(alpha, values / 65535, atol=1e-6)
+
+
+def test_the_loss_is_the_papers(own: Path) -> None:
+    """Token 0's part against Eq. 1 to 3 written out for one picture."""
+    config = dataclasses.replace(TINY, multimask=0.0, quality=0.0, resolution="stride2", batch=1)
+    task = MatteTask(config, open_source(own, 0.2))
+    batch = task.samples(np.random.default_rng(3), 1)
+    task.model.eval()
+    got = task.loss(task.model, batch)[0].item()
+    h, w = batch["size"][0].tolist()
+    mean, std = task.network.pixel_mean, task.network.pixel_std
+    image = (batch["image"].float() - mean) / std
+    image[..., h:, :] = 0
+    image[..., w:] = 0
+    logits = task.network(image, batch["points"], batch["labels"]).logits[0, 0]
+    alpha = batch["alpha"][0, 0].reshape(32, 2, 32, 2).mean((1, 3))
+    d = (logits.sigmoid() - alpha)[: h // 2, : w // 2].detach().numpy()
+    inner = np.zeros((32, 32))
+    inner[: h // 2, : w // 2] = d
+    gradient = np.abs(np.diff(inner, axis=0)).sum() + np.abs(np.diff(inner, axis=1)).sum()
+    assert got == pytest.approx((np.abs(d).sum() + 10 * gradient) / d.size, rel=1e-4)
+
+
+def test_prompts_follow_their_rules() -> None:
+    rng = np.random.default_rng(0)
+    alpha = np.zeros((80, 100), np.float32)
+    alpha[20:61, 30:71] = 1
+    others = np.zeros(alpha.shape, bool)
+    others[5:15, 5:15] = True
+    lone = positives = on_others = negatives = 0
+    for _ in range(400):
+        points, labels = box_prompt(rng, alpha, 0.1)
+        assert labels.tolist() == [2, 3]
+        assert np.abs(points - [[30, 20], [70, 60]]).max() <= 4.0 + 1e-4
+        points, labels = point_prompt(rng, alpha, others, 0.25)
+        assert labels[-1] == PAD
+        inside = alpha[points[:, 1].astype(int), points[:, 0].astype(int)]
+        assert (inside[labels == 1] == 1).all()
+        assert (inside[labels == 0] == 0).all()
+        lone += len(labels) == 2
+        positives += int((labels == 1).sum())
+        spots = points[labels == 0].astype(int)
+        on_others += int(others[spots[:, 1], spots[:, 0]].sum())
+        negatives += len(spots)
+    assert 0.2 < lone / 400 < 0.36
+    assert 3.0 < positives / 400 < 5.0  # 0.25 x 1 + 0.75 x 4.9 less the truncation
+    assert 0.35 < on_others / negatives < 0.5
+
+
+def test_learning_rate_warms_up_and_ends_at_a_hundredth() -> None:
+    config = dataclasses.replace(TINY, steps=100, warm_up=10, rate=1.0)
+    assert learning_rate(config, 0) == pytest.approx(0.1, rel=1e-3)
+    assert learning_rate(config, 50) == pytest.approx(0.505)
+    assert learning_rate(config, 100) == pytest.approx(0.01)
+
+
+def _lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_run_goes_on_as_if_nothing_happened(own: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=20)
+    whole = Loop(MatteTask(config, open_source(own, 0.2)), config, tmp_path / "whole", "cpu")
+    whole.fit()
+    whole.close()
+    flags = ["--preset", "test", "--steps", "20", "--save-every", "4", "--eval-every", "100"]
+    flags += ["--log-every", "3", "--data", str(own), "--output", str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "zim_training.cli", "matte", *flags, "--device", "cpu"]
+    process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while not (tmp_path / "cut" / "checkpoints" / "step_0000004.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cli.main(["matte", *flags, "--device", "cpu"]) == 0
+    # the command also scores the untrained model, at step 0
+    assert [r for r in _lines(tmp_path / "cut") if r["step"]] == _lines(tmp_path / "whole")
+    one, two = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
+    )
+    for part in ("model", "ema"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
+
+
+def test_two_micro_batches_are_one_batch(own: Path, tmp_path: Path) -> None:
+    """Accumulated gradients make the same kind of step; the run says how it was split."""
+    config = dataclasses.replace(TINY, steps=2, accumulate=2)
+    loop = Loop(MatteTask(config, open_source(own, 0.2)), config, tmp_path, "cpu")
+    assert loop.micro == 2
+    before = {k: v.clone() for k, v in loop.task.model.state_dict().items()}
+    loop.fit()
+    loop.close()
+    assert any(not torch.equal(before[k], v) for k, v in loop.task.model.state_dict().items())
+    assert zim.load(tmp_path / "export").config.name == "tiny"
+
+
+def test_frozen_encoder_stays(own: Path, tmp_path: Path) -> None:
+    flags = ["--init", "nano", "--freeze", "image_encoder", "--max-steps", "2", "--batch", "2"]
+    flags += ["--eval-samples", "1", "--rate", "1e-3", "--warm-up", "1", "--device", "cpu"]
+    out = tmp_path / "run"
+    assert cli.main(["matte", "--data", str(own), *flags, "--output", str(out)]) == 0
+    tuned, nano = zim.load(out / "export").state_dict(), zim.load("nano").state_dict()
+    changed = {k for k, v in nano.items() if not torch.equal(tuned[k].float(), v.float())}
+    assert changed
+    assert not any(k.startswith("image_encoder.") for k in changed)
+    assert not any("running" in k for k in changed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--freeze", "head"], "expected image_encoder or prompt_encoder"),
+        (["--batch", "5", "--accumulate", "2"], "choose a multiple"),
+        (["--init", "sam:/nowhere.pth"], "no SAM weights at /nowhere.pth"),
+        (["--data", "/nowhere"], "/nowhere does not exist"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    base = ["matte", "--preset", "test", "--data", str(own), "--output", str(tmp_path / "run")]
+    assert cli.main([*base, *flags, "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_wrong_sizes_are_found_before_training(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("image", "alpha"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "image/a.jpg").write_bytes((own / "image/1.jpg").read_bytes())
+    assert cv2.imwrite(str(tmp_path / "alpha/a.png"), np.zeros((10, 12), np.uint8))
+    (tmp_path / "image/b.jpg").write_bytes((own / "image/2.jpg").read_bytes())
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "1 train matte; 2 malformed" in out
+    assert "is 12 x 10, a.jpg is 96 x 72" in out
+    assert "b.jpg: no matte of this name" in out
+    assert cli.main(["data", "check", str(own)]) == 0
+
+
+def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["matte", "--preset", "paper", "--gradient", "5", "--print-config"]) == 0
+    out = capsys.readouterr().out
+    assert "steps = 500000" in out
+    assert "Sec. 5.1" in out
+    assert "gradient = 5.0" in out
+    assert cli.main(["converter", "--preset", "paper", "--print-config", "--json"]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["rate"], config["sga"], config["stl"], config["size"]) == (1e-3, 0.5, 0.5, 1024)
+
+
+@pytest.mark.slow
+def test_two_processes_train(own: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    flags = ["matte", "--preset", "test", "--data", str(own), "--steps", "6", "--device", "cpu"]
+    out = tmp_path / "run"
+    subprocess.run([*launch, "zim_training.cli", *flags, "--output", str(out)], check=True)
+    assert json.loads((out / "env.json").read_text())["processes"] == 2
+    assert _lines(out)[-1]["step"] == 6
+
+
+@pytest.mark.slow
+def test_the_whole_chain(tmp_path: Path) -> None:
+    collection = ROOT.parent / "shared" / "data"
+    if not (collection / "index.csv").is_file():
+        pytest.skip(f"no image collection at {collection}")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "training_chain.py"))
+    start = time.monotonic()
+    got = script["chain"](collection, tmp_path, converter_steps=200, matte_steps=120, pictures=16)
+    assert time.monotonic() - start < 600
+    assert got["converter"]["matte"]["mse"] < got["converter"]["matte"]["mse_label"]
+    for run in ("converter_loss", "matte_loss"):
+        assert np.mean(got[run][-3:]) < np.mean(got[run][:3])
+    assert got["convert"]["mattes"] > 20
+    assert got["matte"]["box_mse"] < got["matte"]["start_box_mse"]
+    assert zim.load(got["model"]).config.name == "tiny"

@@ -1,0 +1,99 @@
+"""``zim-train matte``: train ZIM on shards, fine-tune on one's own pictures, or on nano's packs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim_training.commands.common import printed, run_folder
+from zim_training.matting.config import PRESETS, TrainConfig
+from zim_training.options import add_flags, chosen
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument(
+        "--preset", choices=("nano", *PRESETS),
+        help="settings to start from [nano for packs, finetune with --init, else default]",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="settings from a run's config.json")
+    parser.add_argument("--print-config", action="store_true", help="show the settings and stop")
+    parser.add_argument(
+        "--data", metavar="DIR",
+        help="SA1B-Matte shards; a folder with image/ and alpha/, a matting set or a manifest; "
+        "or packs of zim-train data synth",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=60.0, help="packs: schedule length [60]")
+    parser.add_argument("--scenes", type=int, default=6, help="packs: scenes per step [6]")
+    parser.add_argument("--resume", action="store_true", help="packs: continue the run in --output")
+    parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
+                        metavar="N", help="the same as --steps")  # fmt: skip
+    add_flags(parser, TrainConfig, skip=("seed",))
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Train, or continue a run that was cut off."""
+    packs = args.data and (Path(args.data) / "train" / "pack.json").is_file()
+    if packs or (args.preset == "nano" and not args.print_config):
+        return _run_packs(args)
+    preset = args.preset or ("finetune" if hasattr(args, "init") else "default")
+    config = chosen(args, TrainConfig, PRESETS["finetune" if preset == "nano" else preset])
+    if args.seed:
+        config = dataclasses.replace(config, seed=args.seed)
+    if args.print_config:
+        return printed(config)
+    if not args.data:
+        raise UsageError("matte needs pictures: --data DIR (shards, or image/ and alpha/)")
+    run_dir = run_folder(args, "matte")
+    apply_runtime(args)
+    from zim_training.loop import Loop
+    from zim_training.matting.source import open_source
+    from zim_training.matting.task import MatteTask
+
+    source = open_source(Path(args.data), config.held_out)
+    task = MatteTask(config, source)
+    report = Report(model=config.init if config.init != "none" else config.model)
+    loop = Loop(task, config, run_dir, args.device)
+    try:
+        with timed(report.seconds, "train"):
+            if loop.step == 0:
+                report.metrics |= {f"start_{k}": v for k, v in loop.evaluate().items()}
+            loop.fit()
+    finally:
+        loop.close()
+    report.metrics |= loop.last_scores
+    report.metrics |= {"steps": loop.step, "pictures": len(source.train)}
+    report.outputs = {"model": str(run_dir / "export"), "run": str(run_dir)}
+    report.lines.append(str(run_dir / "export"))
+    return report
+
+
+def _run_packs(args: argparse.Namespace) -> Report:
+    """Nano's recipe: small cue models from scratch, on packs, by the clock."""
+    if not args.output:
+        raise UsageError("matte needs a run folder: --output RUN")
+    if not args.data:
+        raise UsageError("matte needs packs: --data DIR (make them with zim-train data synth DIR)")
+    apply_runtime(args)
+    from zim_training.matte import MatteConfig, MatteTrainer
+
+    config = MatteConfig(
+        preset=args.preset or "nano",
+        minutes=args.minutes,
+        steps=getattr(args, "steps", 0),
+        scenes=args.scenes,
+        rate=getattr(args, "rate", 1e-3),
+        seed=args.seed,
+    )
+    run_dir, report = Path(args.output), Report(model=config.preset)
+    trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume)
+    with timed(report.seconds, "train"):
+        trainer.fit()
+    model = trainer.ema.model
+    model.save_pretrained(run_dir / "export", half=True)  # pyright: ignore[reportCallIssue]
+    report.outputs |= {"checkpoint": str(run_dir / "last.pt"), "model": str(run_dir / "export")}
+    report.metrics["steps"] = trainer.step
+    report.lines.append(str(run_dir / "export"))
+    return report

@@ -1,0 +1,1 @@
+"""Training and fine-tuning of ZIM itself on SA1B-Matte shards or one's own pictures (Sec. 3.2)."""

@@ -1,0 +1,62 @@
+"""Settings of ZIM's training; the preset ``paper`` is Sec. 5.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from zim_training.options import setting
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run; every field is a flag of ``zim-train matte``."""
+
+    model: str = setting("vit_b", "network: nano, vit_b, vit_l, vit_h or tiny", "Sec. 5.1")
+    init: str = setting("none", "weights to start from: a model, a path, sam:PATH, or none")
+    freeze: str = setting("", "parts that stay, comma-separated: image_encoder, prompt_encoder")
+    freeze_norm: bool = setting(False, "keep the statistics of batch normalisation")
+    batch: int = setting(16, "pictures per step, over all processes", "Sec. 5.1")
+    masks_per_image: int = setting(1, "mattes drawn of a picture")
+    steps: int = setting(500_000, "optimiser steps", "Sec. 5.1")
+    rate: float = setting(1e-5, "peak learning rate, AdamW, cosine", "Sec. 5.1")
+    new_rate: float = setting(1.0, "learning rate of the pixel decoder, times rate")
+    warm_up: int = setting(1000, "steps of linear warm-up")
+    decay: float = setting(0.1, "weight decay")
+    clip: float = setting(1.0, "largest gradient norm")
+    gradient: float = setting(10.0, "lambda of the gradient loss", "Eq. 1, Table 8b")
+    box: float = setting(0.5, "probability of a box prompt, else points")
+    jitter: float = setting(0.1, "largest move of a box's side, as a share", "Sec. 5.1")
+    single: float = setting(0.25, "of the point prompts, probability of a lone positive")
+    resolution: Literal["full", "stride2"] = setting("full", "size at which the loss is taken")
+    multimask: float = setting(1.0, "weight of the best of tokens 1 to 3, lone clicks only")
+    quality: float = setting(1.0, "weight of the predicted IoU's error")
+    sigma: float = setting(0.0, "sigma of the point Gaussian, 0 for the model's 21", "Table 8a")
+    attention: str = setting("", "masked attention: paper, none; empty for the model's", "Eq. 5")
+    side: str = setting("", "where it acts: t2i, i2t, both; empty for the model's", "Table 4b")
+    decoder: str = setting("", "pixel decoder: hierarchical, sam; empty: model's", "Table 4a")
+    held_out: float = setting(0.1, "share of the pictures kept for validation")
+    eval_samples: int = setting(32, "mattes scored at an evaluation, at most")
+    ema: float = setting(0.9999, "decay of the averaged weights, 0 for none")
+    accumulate: int = setting(1, "micro-batches per step")
+    precision: str = setting("auto", "bf16, float32, or auto (bf16 on GPUs)")
+    workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
+    save_every: int = setting(5000, "steps between checkpoints")
+    eval_every: int = setting(10_000, "steps between evaluations")
+    keep: int = setting(3, "checkpoints kept besides the last")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl")
+    seed: int = setting(0, "random seed of everything")
+
+
+PRESETS = {
+    "paper": TrainConfig(init="sam", multimask=0.0, quality=0.0),
+    "default": TrainConfig(init="sam", new_rate=10.0),
+    "finetune": TrainConfig(
+        model="nano", init="nano", freeze_norm=True, batch=4, steps=400, rate=1e-4, warm_up=20,
+        decay=0.02, ema=0.98, workers=0, save_every=100, eval_every=100, log_every=20, held_out=0.2,
+    ),
+    "test": TrainConfig(
+        model="tiny", batch=4, steps=200, rate=1e-3, warm_up=10, decay=0.01, ema=0.97,
+        workers=0, save_every=50, eval_every=100, log_every=10, held_out=0.2, eval_samples=12,
+    ),
+}  # fmt: skip

@@ -1,0 +1,102 @@
+"""Where training pictures come from: SA1B-Matte shards, or one's own pictures and mattes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zim.errors import ConfigError
+from zim_training.data.readers import find_sets
+from zim_training.data.shards import DONE, ShardSet
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and some of its mattes.
+
+    Attributes:
+        rgb: H x W x 3 uint8.
+        alphas: K x H x W float32, what is to be learnt.
+        others: K x H x W bool, the picture's other objects, for negative points.
+    """
+
+    rgb: NDArray[np.uint8]
+    alphas: NDArray[np.float32]
+    others: NDArray[np.bool_]
+
+
+class Source(Protocol):
+    """A list of pictures by number, training ones and held-out ones."""
+
+    train: list[int]
+    held_out: list[int]
+
+    def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
+        """Read a picture with up to ``mattes`` of its mattes, drawn with ``rng``."""
+        ...
+
+
+def open_source(path: Path, held_out: float) -> Source:
+    """Open a folder of shards, a folder ``image`` + ``alpha``, any matting set, or a manifest.
+
+    Raises:
+        ConfigError: nothing usable is there.
+    """
+    if path.is_dir() and any(path.glob(f"*{DONE}")):
+        return _Shards(path, held_out)
+    return _Pictures(path, held_out)
+
+
+def _split(names: list[str], share: float) -> tuple[list[int], list[int]]:
+    """Hold out a share by the names' hashes, at least one where there are two."""
+    order = sorted(range(len(names)), key=lambda k: hashlib.sha256(names[k].encode()).digest())
+    count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
+    return sorted(order[count:]), sorted(order[:count])
+
+
+class _Shards:
+    def __init__(self, folder: Path, held_out: float) -> None:
+        self.shards = ShardSet(folder)
+        self.train, self.held_out = _split([e["key"] for _, e in self.shards.entries], held_out)
+
+    def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
+        sample = self.shards.read(number)
+        count = len(sample.meta["mattes"])
+        chosen = rng.permutation(count)[:mattes]
+        alphas = np.stack([sample.alpha(int(k)) for k in chosen])
+        # masks of a picture overlap (parts and wholes); three others are enough to click on
+        rest = [k for k in rng.permutation(count)[:6] if k not in chosen][:3]
+        other = np.zeros(alphas.shape[1:], bool)
+        for k in rest:
+            other |= sample.alpha(int(k)) > 0.5
+        return Picture(sample.image(), alphas, other & ~(alphas > 0.5))
+
+
+class _Pictures:
+    def __init__(self, path: Path, held_out: float) -> None:
+        found = find_sets(path)
+        self.samples = [s for f in found for s in f.samples if s.kind == "matte"]
+        bad = [line for f in found for line in f.malformed]
+        if bad:
+            more = f" (and {len(bad) - 1} more; see zim-train data check)" if len(bad) > 1 else ""
+            raise ConfigError(f"{bad[0]}{more}")
+        if len(self.samples) < 2:
+            raise ConfigError(f"{path} holds {len(self.samples)} pictures with mattes; expected 2+")
+        tests = [k for k, s in enumerate(self.samples) if s.split == "test"]
+        if tests and len(tests) < len(self.samples):
+            self.train = [k for k, s in enumerate(self.samples) if s.split != "test"]
+            self.held_out = tests
+        else:
+            self.train, self.held_out = _split([s.name for s in self.samples], held_out)
+
+    def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
+        rgb, alpha = self.samples[number].read()
+        if not (alpha > 0).any():
+            raise ConfigError(f"{self.samples[number].alpha}: the matte is empty; remove it")
+        none: NDArray[Any] = np.zeros((1, *alpha.shape), bool)
+        return Picture(rgb, alpha[None], none)

@@ -1,0 +1,307 @@
+"""What the loop needs to train ZIM: batches with prompts, the loss of Eq. 1 to 3, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zim
+from zim import metrics
+from zim.config import ZimConfig, get_config
+from zim.cues import compute_cues
+from zim.errors import ConfigError
+from zim.framing import Window
+from zim.geometry import Frame
+from zim.predictor import ZimPredictor
+from zim.prompts import mask_box
+from zim_training.loop import parameter_groups
+from zim_training.losses import matte_loss
+from zim_training.matting.config import TrainConfig
+from zim_training.matting.prompting import box_prompt, padded, point_prompt
+from zim_training.matting.source import Source
+
+FREEZABLE = ("image_encoder", "prompt_encoder")
+
+
+def build_model(config: TrainConfig) -> zim.Zim:
+    """Build or load the network a run starts from.
+
+    Raises:
+        ConfigError: switches that the loaded weights do not fit, or an unknown part to freeze.
+        CheckpointError: the weights are not there.
+    """
+    if config.init in ("none", "sam") or config.init.startswith("sam:"):
+        network = _switched(get_config(config.model), config)
+        model = zim.build(network, seed=config.seed)
+        if config.init != "none":
+            from zim.weights import load_sam
+
+            load_sam(model, sam_weights(config))
+    else:
+        model = zim.load(config.init, device="cpu", dtype="float32")
+        if not isinstance(model, zim.Zim):
+            raise ConfigError(f"{config.init} is an exported model and cannot be trained")
+        wanted = _switched(model.config, config)
+        if wanted != model.config:
+            fresh = zim.Zim(wanted)
+            missing = fresh.load_state_dict(model.state_dict(), strict=False).missing_keys
+            if missing:
+                raise ConfigError(f"{config.init} has no weights for the switches asked for")
+            model = fresh
+    for part in filter(None, config.freeze.split(",")):
+        if part not in FREEZABLE:
+            raise ConfigError(f"--freeze {part!r}: expected {' or '.join(FREEZABLE)}")
+        getattr(model, part).requires_grad_(False)
+    return model
+
+
+def sam_weights(config: TrainConfig) -> Path:
+    """Return where SAM's weights are: as given by ``sam:PATH``, or in ``ZIM_HOME``.
+
+    Raises:
+        ConfigError: they are not there; says what to fetch.
+    """
+    from zim.weights.registry import zim_home
+
+    default = zim_home() / "models" / f"sam_{config.model}.pth"
+    path = Path(config.init.partition(":")[2]) if ":" in config.init else default
+    if not path.exists():
+        raise ConfigError(
+            f"no SAM weights at {path}; fetch sam_{config.model} (Apache-2.0, segment-anything or "
+            "facebook/sam-vit-base on the hub) and give --init sam:PATH, or --init none"
+        )
+    return path
+
+
+def _switched(network: ZimConfig, config: TrainConfig) -> ZimConfig:
+    """Apply the switches of the paper's ablations."""
+    attention: dict[str, Any] = {}
+    if config.sigma:
+        attention["sigma"] = config.sigma
+    if config.attention:
+        attention["mode"] = config.attention
+    if config.side:
+        attention["side"] = config.side
+    changes: dict[str, Any] = {}
+    if attention:
+        changes["attention"] = dataclasses.replace(network.attention, **attention)
+    if config.decoder:
+        changes["decoder"] = dataclasses.replace(
+            network.decoder,
+            pixel_decoder=config.decoder,  # pyright: ignore[reportArgumentType]
+        )
+    return dataclasses.replace(network, **changes)
+
+
+class MatteTask:
+    """Trains a network on a source and scores it on held-out pictures."""
+
+    def __init__(self, config: TrainConfig, source: Source, network: zim.Zim | None = None) -> None:
+        """Build the network, unless one is given."""
+        torch.manual_seed(config.seed)
+        self.config, self.source = config, source
+        self.network = network or build_model(config)
+        self.model: nn.Module = self.network
+        self.size = self.network.config.image_size
+
+    def samples(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
+        """Draw a batch of ``count`` pictures with a prompt for each matte."""
+        images, columns = [], {k: [] for k in ("points", "labels", "alpha", "cues", "owner")}
+        sizes, tries = [], 0
+        while len(images) < count:
+            number = self.source.train[int(rng.integers(len(self.source.train)))]
+            picture = self.source.read(rng, number, self.config.masks_per_image)
+            view = self._view(rng, picture.rgb, picture.alphas, picture.others)
+            tries += 1
+            if view is None:
+                if tries > 50 * count:
+                    raise ConfigError("no matte is large enough to be seen at this image size")
+                continue
+            rgb, rows = view
+            image = np.zeros((self.size, self.size, 3), np.uint8)
+            image[: rgb.shape[0], : rgb.shape[1]] = rgb
+            for row in rows:
+                for key, value in row.items():
+                    columns[key].append(value)
+                columns["owner"].append(len(images))
+            images.append(image)
+            sizes.append(rgb.shape[:2])
+        batch = {
+            "image": torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()),
+            "size": torch.tensor(sizes),
+            "owner": torch.tensor(columns["owner"]),
+            "points": torch.from_numpy(np.stack(columns["points"])),
+            "labels": torch.from_numpy(np.stack(columns["labels"])),
+            "alpha": torch.from_numpy(np.stack(columns["alpha"])[:, None]),
+        }
+        if columns["cues"]:
+            batch["cues"] = torch.from_numpy(np.stack(columns["cues"]))
+        return batch
+
+    def _view(
+        self, rng: np.random.Generator, rgb: np.ndarray, alphas: np.ndarray, others: np.ndarray
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]] | None:
+        """Bring a picture into the frame, mirror and tint it, prompt for its mattes."""
+        framing = self.network.config.framing
+        if framing and rng.random() < 0.65:  # as the predictor's second look
+            box = mask_box(alphas[0], min(0.1, 0.5 * float(alphas[0].max())))
+            window = Window.around(box, rgb.shape[:2], framing * rng.uniform(0.85, 1.3))
+            if window is not None:
+                rgb = window.crop(rgb)
+                alphas = np.stack([window.crop(a) for a in alphas[:1]])
+                others = np.stack([window.crop(o) for o in others[:1]])
+        frame = Frame((rgb.shape[0], rgb.shape[1]), self.size)
+        shape = frame.scaled[::-1]
+        rgb = frame.resize(np.ascontiguousarray(rgb))
+        mirror = rng.random() < 0.5
+        if mirror:
+            rgb = rgb[:, ::-1]
+        rgb = np.clip(rgb * rng.uniform(0.9, 1.1, 3), 0, 255).astype(np.uint8)
+        rows = []
+        for alpha, other in zip(alphas, others, strict=True):
+            method = cv2.INTER_AREA if alpha.shape[0] > rgb.shape[0] else cv2.INTER_LINEAR
+            small = np.asarray(cv2.resize(alpha, shape, interpolation=method))
+            rest = np.asarray(cv2.resize(other.astype(np.uint8), shape)) > 0
+            if mirror:
+                small, rest = small[:, ::-1], rest[:, ::-1]
+            if (small > 0.1).sum() < 12:
+                continue
+            if rng.random() < self.config.box:
+                points, labels = box_prompt(rng, small, self.config.jitter)
+            else:
+                points, labels = point_prompt(rng, small, rest, self.config.single)
+            full = np.zeros((self.size, self.size), np.float32)
+            full[: small.shape[0], : small.shape[1]] = small
+            row: dict[str, np.ndarray] = {"alpha": full}
+            row["points"], row["labels"] = padded(points, labels)
+            if self.network.config.cue_planes:
+                row["cues"] = compute_cues(rgb, points[None], labels[None], self.size)[0]
+            rows.append(row)
+        return (rgb, rows) if rows else None
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Token 0 answers every prompt; for lone clicks the best of tokens 1 to 3 learns too."""
+        c = self.config
+        self._hold_still()
+        inside = _inside(batch["size"], self.size)
+        images = self.network.preprocess(batch["image"]) * inside
+        out = model(
+            images, batch["points"], batch["labels"], cues=batch.get("cues"),
+            image_index=batch["owner"],
+        )  # fmt: skip
+        logits, alpha, valid = out.logits.float(), batch["alpha"], inside[batch["owner"]]
+        if c.resolution == "full":
+            logits = F.interpolate(logits, alpha.shape[-2:], mode="bilinear", align_corners=False)
+        else:
+            factor = alpha.shape[-1] // logits.shape[-1]
+            alpha, valid = F.avg_pool2d(alpha, factor), F.avg_pool2d(valid, factor)
+        losses = matte_loss(logits, alpha, valid, gradient=c.gradient, entropy=0.0, overlap=0.0)
+        labels = batch["labels"]
+        lone = ((labels == 1).sum(1) == 1) & ~((labels == 0) | (labels >= 2)).any(1)
+        total = losses[:, 0].mean()
+        if c.multimask:
+            total = total + c.multimask * (losses[:, 1:].min(1).values * lone).mean()
+        else:  # keeps every parameter in the graph, which DDP counts on
+            total = total + 0.0 * losses[:, 1:].sum()
+        iou = out.iou.float()
+        truth = _iou(logits.detach() > 0, alpha > 0.5, valid > 0)
+        total = total + (c.quality or 0.0) * (iou - truth).abs().mean()
+        with torch.no_grad():
+            difference = (logits[:, :1].sigmoid() - alpha).abs() * valid
+            l1 = difference.sum() / valid.sum()
+        return total, {"l1": float(l1)}
+
+    def _hold_still(self) -> None:
+        """Put frozen parts, and batch norms on request, back into evaluation mode."""
+        for part in filter(None, self.config.freeze.split(",")):
+            getattr(self.network, part).eval()
+        if self.config.freeze_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups; the pixel decoder may learn faster."""
+        scales = {"mask_decoder.pixel_decoder.": self.config.new_rate}
+        return parameter_groups(self.network, self.config.decay, scales)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], np.ndarray | None]:
+        """Score box and single-click prompts on held-out pictures, through the predictor."""
+        assert isinstance(model, zim.Zim)
+        predictor = ZimPredictor(model.eval())
+        rows: dict[str, list[dict[str, float]]] = {"box": [], "point": []}
+        sheet = []
+        for number in self.source.held_out[: self.config.eval_samples]:
+            rng = np.random.default_rng((number, 5))
+            picture = self.source.read(rng, number, 1)
+            alpha = picture.alphas[0]
+            predictor.set_image(picture.rgb)
+            box, _ = box_prompt(rng, alpha, 0.0)
+            click, labels = point_prompt(rng, alpha, picture.others[0], 1.0)
+            answers = {
+                "box": predictor.predict(box=box.reshape(4), multimask_output=False)[0][0],
+                "point": predictor.predict(
+                    click[labels == 1], labels[labels == 1], multimask_output=False
+                )[0][0],
+            }
+            for kind, answer in answers.items():
+                rows[kind].append(
+                    {
+                        "mse": metrics.mse(answer, alpha),
+                        "sad": metrics.sad(answer, alpha),
+                        "grad": metrics.grad(answer, alpha),
+                    }
+                )
+            if len(sheet) < 6:
+                sheet.append(_row(picture.rgb, alpha, answers["box"], answers["point"]))
+        scores = {
+            f"{kind}_{key}": round(float(np.mean([r[key] for r in some])), 4)
+            for kind, some in rows.items()
+            for key in (some[0] if some else ())
+        }
+        return scores, np.vstack(sheet) if sheet else None
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the averaged weights so that ``zim.load(folder)`` takes them."""
+        assert isinstance(model, zim.Zim)
+        model.save_pretrained(folder)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the network's configuration, so that ``zim-train bundle`` can read the run."""
+        return {"network": self.network.config.to_dict()}
+
+
+def _inside(sizes: Tensor, side: int) -> Tensor:
+    """Ones on the picture, zeros on the padding, ``b 1 S S``."""
+    places = torch.arange(side, device=sizes.device)
+    rows = places[None, :, None] < sizes[:, 0, None, None]
+    columns = places[None, None, :] < sizes[:, 1, None, None]
+    return (rows & columns)[:, None].float()
+
+
+def _iou(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """IoU of binary masks ``b k h w`` and ``b 1 h w`` on the picture, ``b k``."""
+    both = (predicted & truth & valid).sum((2, 3)).float()
+    return both / ((predicted | truth) & valid).sum((2, 3)).clamp_min(1)
+
+
+def _row(rgb: np.ndarray, *mattes: np.ndarray, side: int = 128) -> np.ndarray:
+    """Show picture, truth and answers side by side, each in a square of ``side`` pixels."""
+    out = np.full((side, side * (1 + len(mattes)), 3), 96, np.uint8)
+    for k, plane in enumerate((rgb, *mattes)):
+        height, width = plane.shape[:2]
+        scale = side / max(height, width)
+        size = (max(1, int(width * scale)), max(1, int(height * scale)))
+        small = np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
+        if small.ndim == 2:
+            small = np.dstack([(np.clip(small, 0, 1) * 255).astype(np.uint8)] * 3)
+        out[: size[1], k * side : k * side + size[0]] = small
+    return out
