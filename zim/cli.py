@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import auto, bench, doctor, export, matte, models
+from zim.commands import auto, bench, doctor, export, matte, models, serve
 
 COMMANDS = (
     Command(
@@ -32,7 +32,7 @@ COMMANDS = (
         export.configure,
         export.run,
     ),
-    Command("serve", "browser interface and HTTP service"),
+    Command("serve", "browser interface and HTTP service", serve.configure, serve.run),
 )
 
 

@@ -63,7 +63,7 @@ class LoadedImage:
     name: str | None = None
 
 
-def load_image(source: Any) -> LoadedImage:
+def load_image(source: Any, max_pixels: int | None = None) -> LoadedImage:
     """Read a picture from a path, bytes, stdin (``"-"``), file object, PIL image, array or tensor.
 
     Depths above 8 bits are scaled and rounded, CMYK, palette and grey become RGB, a colour profile
@@ -73,12 +73,16 @@ def load_image(source: Any) -> LoadedImage:
         source: ``str`` or ``Path``, ``"-"``, ``bytes``, a binary file object, ``PIL.Image``,
             numpy H x W or H x W x 1/3/4 (uint8, uint16, bool, float in [0, 1]; RGB order), or a
             torch tensor H x W or C x H x W (uint8 or float in [0, 1]).
+        max_pixels: a lower limit than ``MAX_PIXELS`` for encoded ``bytes``; a service sets it.
 
     Raises:
         ImageError: it is missing, empty, damaged, no picture, larger than ``MAX_PIXELS``, or of a
             shape, type or range that cannot be used; one line naming what was given.
     """
-    pixels = _pixels(source)
+    if max_pixels is not None and isinstance(source, bytes):
+        pixels = _from_bytes(source, "the picture", max_pixels)
+    else:
+        pixels = _pixels(source)
     colour = to_uint8(pixels.colour)
     if colour.ndim == 2:
         colour = np.repeat(colour[..., None], 3, axis=2)
@@ -160,10 +164,10 @@ def _from_path(source: str | Path) -> Pixels:
         raise ImageError(f"{source!r} is not a usable path ({one_line(error)})") from error
 
 
-def _from_bytes(data: bytes, where: str) -> Pixels:
+def _from_bytes(data: bytes, where: str, limit: int | None = None) -> Pixels:
     if not data:
         raise ImageError(f"{where}: empty; expected an encoded image")
-    return decode_file(io.BytesIO(data), where, None, MAX_PIXELS)
+    return decode_file(io.BytesIO(data), where, None, MAX_PIXELS if limit is None else limit)
 
 
 def _from_array(array: NDArray[Any]) -> Pixels:

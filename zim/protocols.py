@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -68,4 +68,82 @@ class Detector(Protocol):
             Detections above the detector's thresholds, best first within each phrase, phrases in
             the order they were asked for.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class TabField:
+    """One input of a tab's form.
+
+    Attributes:
+        name: key in :attr:`TabRequest.values`.
+        label: what the form says.
+        kind: ``text`` (at most 500 characters), ``choice``, ``number`` or ``flag``.
+        default: value when nothing is given.
+        choices: of a ``choice``.
+        low: smallest ``number``.
+        high: largest ``number``.
+        hint: example or explanation.
+    """
+
+    name: str
+    label: str
+    kind: Literal["text", "choice", "number", "flag"] = "text"
+    default: Any = ""
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    hint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TabRequest:
+    """What a tab works on.
+
+    Attributes:
+        image: H x W x 3 uint8 RGB.
+        alpha: the chosen objects' matte, H x W float32 in [0, 1]; None where none is needed.
+        values: the form, checked against the tab's fields.
+        device: as for :func:`zim.load`.
+    """
+
+    image: np.ndarray
+    alpha: np.ndarray | None
+    values: Mapping[str, Any]
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class TabResult:
+    """What a tab found: a new picture (H x W x 3 uint8), or boxes that become objects."""
+
+    image: np.ndarray | None = None
+    detections: Sequence[Detection] = ()
+    notes: Sequence[str] = ()
+
+
+@runtime_checkable
+class ServeTab(Protocol):
+    """A page of ``zim serve``, registered in the entry point group ``zim.serve_tabs``.
+
+    Attributes:
+        title: on the tab.
+        endpoint: the last part of its address, ``/v1/<endpoint>``.
+        summary: one sentence.
+        needs_matte: whether an object has to be chosen first.
+        fields: its form.
+    """
+
+    title: str
+    endpoint: str
+    summary: str
+    needs_matte: bool
+    fields: tuple[TabField, ...]
+
+    def ready(self) -> None:
+        """Raise a :class:`zim.errors.ZimError` where packages or weights are missing."""
+        ...
+
+    def run(self, request: TabRequest) -> TabResult:
+        """Do the work, in one thread at a time."""
         ...

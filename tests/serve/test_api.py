@@ -1,0 +1,146 @@
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zim.predictor import ZimPredictor
+
+
+def decoded(url: str) -> np.ndarray:
+    kind, _, text = url.partition(",")
+    assert kind == "data:image/png;base64"
+    return np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def expected(model, rgb, **prompt) -> np.ndarray:
+    predictor = ZimPredictor(model)
+    predictor.set_image(rgb)
+    return predictor.predict(**prompt)[0]
+
+
+def close(got: np.ndarray, alpha: np.ndarray, top: int = 255) -> bool:
+    return bool(np.abs(got.astype(float) - alpha * top).max() <= 0.51 + top * 2e-5)
+
+
+def test_json_and_multipart_give_the_predictors_alpha(client, model, rgb, png):
+    points = [[20.0, 25.0, 1], [60.0, 5.0, 0]]
+    truth = expected(
+        model,
+        rgb,
+        point_coords=np.array(points)[:, :2],
+        point_labels=np.array([1, 0]),
+        multimask_output=False,
+    )[0]
+    as_json = client.post(
+        "/v1/matte", json={"image": base64.b64encode(png).decode(), "points": points}
+    ).json()
+    as_form = client.post(
+        "/v1/matte", data={"points": json.dumps(points)}, files={"image": ("../../etc/x", png)}
+    ).json()
+    for answer in (as_json, as_form):
+        assert (answer["width"], answer["height"]) == (64, 48)
+        (one,) = answer["objects"][0]["candidates"]
+        assert close(decoded(one["alpha"]), truth)
+
+
+def test_embedding_is_used_again(client, png):
+    first = client.post("/v1/embeddings", files={"image": png}).json()
+    again = client.post("/v1/embeddings", files={"image": png}).json()
+    assert first["id"] == again["id"]
+    assert (first["cached"], again["cached"]) == (False, True)
+    answer = client.post("/v1/matte", json={"embedding": first["id"], "box": [5, 5, 40, 40]})
+    assert answer.status_code == 200
+    assert answer.json()["embedding"] == first["id"]
+
+
+def test_candidates_are_the_three_alternatives(client, model, rgb, png):
+    truth = expected(model, rgb, point_coords=np.array([[20, 25]]), point_labels=np.array([1]))
+    body = {"image": base64.b64encode(png).decode(), "points": [[20, 25]], "candidates": 3}
+    rows = client.post("/v1/matte", json=body).json()["objects"][0]["candidates"]
+    assert [row["candidate"] for row in rows] == [1, 2, 3]
+    assert all(close(decoded(row["alpha"]), t) for row, t in zip(rows, truth, strict=True))
+
+
+def test_files_hold_what_json_shows(client, png):
+    key = client.post("/v1/embeddings", files={"image": png}).json()["id"]
+    ask = {"embedding": key, "objects": [{"points": [[20, 25]]}, {"box": [30, 5, 60, 40]}]}
+    shown = client.post("/v1/matte", json=ask).json()["objects"]
+    together = np.maximum(*(decoded(one["candidates"][0]["alpha"]) for one in shown))
+    rgba = client.post("/v1/matte", json=ask | {"output": "rgba"})
+    assert rgba.headers["content-type"] == "image/png"
+    picture = np.array(Image.open(io.BytesIO(rgba.content)))
+    assert picture.shape == (48, 64, 4)
+    assert np.array_equal(picture[..., 3], together)
+    deep = client.post("/v1/matte", json=ask | {"output": "alpha", "bits": 16})
+    deep = np.array(Image.open(io.BytesIO(deep.content))).astype(float)
+    assert np.abs(deep / 257 - together).max() <= 0.51
+    webp = client.post("/v1/matte", json=ask | {"output": "composite", "format": "webp"})
+    assert Image.open(io.BytesIO(webp.content)).format == "WEBP"
+
+
+def test_a_mask_must_have_the_pictures_size(client, png):
+    small = io.BytesIO()
+    Image.new("L", (3, 3), 255).save(small, "PNG")
+    answer = client.post("/v1/matte", files={"image": png, "mask": small.getvalue()})
+    assert answer.status_code == 422
+    assert "64 x 48" in answer.json()["detail"]
+
+
+def test_everything(client, png):
+    answer = client.post("/v1/auto", data={"points_per_side": "2"}, files={"image": png})
+    assert answer.status_code == 200
+    assert "objects" in answer.json()
+
+
+def test_tabs_get_matte_and_values(client, rgb, png):
+    key = client.post("/v1/embeddings", files={"image": png}).json()["id"]
+    mask = io.BytesIO()
+    half = np.zeros((48, 64), np.uint8)
+    half[:, :32] = 255
+    Image.fromarray(half).save(mask, "PNG")
+    body = {"embedding": key, "mask": base64.b64encode(mask.getvalue()).decode()}
+    answer = client.post("/v1/invert", json=body).json()
+    assert answer["notes"] == ["done"]
+    image = decoded(answer["image"])
+    assert np.array_equal(image[:, :32], 255 - rgb[:, :32])
+    assert np.array_equal(image[:, 32:], rgb[:, 32:])
+    bad = client.post("/v1/invert", json=body | {"values": {"strength": 2}})
+    assert bad.status_code == 422
+    boxes = client.post("/v1/left", json={"embedding": key}).json()["objects"]
+    assert boxes[0]["box"] == [0, 0, 32, 48]
+    assert decoded(boxes[0]["alpha"]).shape == (48, 64)
+
+
+def test_a_model_that_fails_says_why(client, png):
+    answer = client.post("/v1/embeddings", data={"model": "gone"}, files={"image": png})
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    states = {row["name"]: row for row in client.get("/v1/models").json()["models"]}
+    assert states["gone"]["state"] == "failed"
+    assert "gone" in states["gone"]["error"]
+    other = client.post("/v1/embeddings", data={"model": "/etc/passwd"}, files={"image": png})
+    assert other.status_code == 422
+
+
+def test_openapi_describes_every_address(client):
+    schema = client.get("/openapi.json").json()
+    for path in ("matte", "auto", "embeddings", "invert", "left"):
+        content = schema["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]
+        assert set(content) == {"application/json", "multipart/form-data"}
+        assert "$ref" not in json.dumps(content)
+    assert "points" in content["application/json"]["schema"]["properties"] or path == "left"
+
+
+def test_health_and_metrics(client):
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert 'zim_requests_total{path="/healthz",status="200"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/", "/app.css", "/js/main.js"])
+def test_the_page_is_served_under_a_strict_policy(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert "default-src 'self'" in answer.headers["content-security-policy"]

@@ -1,0 +1,124 @@
+"""``zim serve``: the page and the HTTP interface, on this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from typing import Any
+
+from zim.commandline import Report, UsageError, apply_runtime, positive_int
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim serve``."""
+    group = parser.add_argument_group("where")
+    group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
+    group.add_argument("--port", type=_port, default=7860, metavar="N", help="port [7860]")
+    group.add_argument(
+        "--token",
+        metavar="TEXT",
+        help="what callers must show; auto makes one; needed for any other host than this machine; "
+        "ZIM_SERVE_TOKEN works too and stays out of the list of processes",
+    )
+    group = parser.add_argument_group("work")
+    group.add_argument(
+        "--models",
+        nargs="+",
+        default=["nano"],
+        metavar="NAME",
+        help="models to offer, see zim models; the first is the default [nano]",
+    )
+    group.add_argument(
+        "--workers", type=positive_int, metavar="N", help="model workers [one per device]"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--max-upload", type=positive_int, default=32, metavar="MB", help="largest request [32]"
+    )
+    group.add_argument(
+        "--max-megapixels", type=positive_int, default=40, metavar="N", help="largest picture [40]"
+    )
+    group.add_argument(
+        "--queue", type=positive_int, default=32, metavar="N", help="prompts that may wait [32]"
+    )
+    group.add_argument(
+        "--timeout", type=positive_int, default=30, metavar="S", help="seconds per prompt [30]"
+    )
+    group.add_argument(
+        "--cache", type=positive_int, default=1024, metavar="MB", help="embeddings kept [1024]"
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Serve until interrupted."""
+    token = args.token or os.environ.get("ZIM_SERVE_TOKEN")
+    local = args.host in _LOOPBACK
+    if token == "auto":
+        token = secrets.token_urlsafe(24)
+    if not local and not token:
+        raise UsageError(
+            f"--host {args.host} opens the service to others; give --token auto, or a token"
+        )
+    from zim._extras import require
+
+    uvicorn = require("uvicorn", "ui")
+    for package in ("fastapi", "prometheus_client", "multipart"):
+        require(package, "ui")
+    apply_runtime(args)
+    from zim.serve.app import create_app
+    from zim.serve.settings import Settings
+
+    settings = Settings(
+        models=tuple(dict.fromkeys(args.models)),
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers or _devices(args.device),
+        token=token,
+        open_host=not local,
+        max_bytes=args.max_upload * 2**20,
+        max_pixels=args.max_megapixels * 1_000_000,
+        queue=args.queue,
+        timeout=args.timeout,
+        cache_bytes=args.cache * 2**20,
+    )
+    app = create_app(settings)
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    address = f"http://{shown}:{args.port}/" + (f"#token={token}" if token else "")
+    sys.stderr.write(f"zim serve: {address}\n")
+    server = uvicorn.Server(_config(uvicorn, app, args))
+    server.run()
+    report = Report(model=settings.models[0], extra={"address": address})
+    report.failed = not server.started
+    return report
+
+
+def _config(uvicorn: Any, app: Any, args: argparse.Namespace) -> Any:
+    return uvicorn.Config(
+        app,
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        limit_concurrency=512,
+        h11_max_incomplete_event_size=65536,
+    )
+
+
+def _devices(device: str) -> int:
+    if device != "auto":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count() if torch.cuda.is_available() else 1)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 1 to 65535")
+    return int(text)

@@ -1,0 +1,1 @@
+"""``zim serve``: a page that turns clicks into mattes, and the same over HTTP."""

@@ -1,0 +1,278 @@
+"""What the addresses do, between checked bodies and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from zim.images import load_image, read_alpha
+from zim.output import encode_alpha, encode_rgb
+from zim.protocols import ServeTab, TabRequest, TabResult
+from zim.serve.cache import Entry
+from zim.serve.engine import Answer, Engine, as_matte, checked_bytes, merged
+from zim.serve.problems import Problem
+from zim.serve.schemas import AutoBody, ImageBody, MatteBody, ObjectBody
+from zim.serve.tabs import TabBody
+
+T = TypeVar("T")
+SUFFIX = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
+
+
+@dataclass(eq=False)
+class Service:
+    """The engine, asked from an event loop."""
+
+    engine: Engine
+    #: decoding and encoding of files; few threads, so that few pictures are open at once
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="zim-files")
+    )
+    _entered: int = 0
+
+    async def wait(self, future: Future[T], seconds: float) -> T:
+        """Wait for a worker; afterwards nobody does, and work not begun is dropped."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+        except TimeoutError as error:
+            future.cancel()
+            raise Problem(503, f"no answer within {seconds:g} s", {"Retry-After": "5"}) from error
+
+    async def in_pool(self, work: Callable[..., T], *args: Any) -> T:
+        """Run file work beside the event loop; what waits for it is bounded as well."""
+        if self._entered >= self.engine.settings.queue * 2:
+            raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
+        self._entered += 1
+        try:
+            future = self.pool.submit(work, *args)
+            return await self.wait(future, self.engine.settings.long_timeout)
+        finally:
+            self._entered -= 1
+
+    async def entry(self, body: ImageBody) -> Entry:
+        """Return the picture a body is about."""
+        if (body.image is None) == (body.embedding is None):
+            raise Problem(422, "expected either image or embedding")
+        if body.embedding is not None:
+            return self.engine.find(body.embedding)
+        model = self.engine.check_model(body.model)
+        return await self.in_pool(self.engine.open, body.image, model)
+
+    async def embed(self, body: ImageBody) -> dict[str, Any]:
+        """Encode a picture for prompts to come."""
+        start = time.perf_counter()
+        entry = await self.entry(body)
+        known = bool(entry.predictors)
+        if not known:
+            await self.wait(self.engine.encode(entry), self.engine.settings.timeout)
+        height, width = entry.size
+        return {
+            "id": entry.key,
+            "model": entry.model,
+            "width": width,
+            "height": height,
+            "cached": known,
+            "bytes": entry.nbytes(),
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+
+    async def answers(
+        self, entry: Entry, objects: list[ObjectBody], candidates: int, *, preview: bool
+    ) -> list[Answer]:
+        """Answer the prompts of several objects; they share a batch."""
+        size = "preview" if preview else "full"
+        seconds = self.engine.settings.timeout if preview else self.engine.settings.long_timeout
+        prompts = [await self.in_pool(self._prompt, entry, one) for one in objects]
+        futures = []
+        for one, prompt in zip(objects, prompts, strict=True):
+            count = 3 if candidates == 3 or one.candidate else 1
+            futures.append(self.engine.ask(entry, prompt, count, size))
+        return [await self.wait(future, seconds) for future in futures]
+
+    def _prompt(self, entry: Entry, one: ObjectBody) -> dict[str, Any]:
+        prompt = {
+            "points": one.points or None,
+            "box": one.box,
+            "scribble": one.scribble or None,
+            "mask": None if one.mask is None else self._mask(entry, one.mask),
+        }
+        self.engine.prompt(entry, prompt, "full")  # refuse it before it takes a place in the queue
+        return prompt
+
+    def _mask(self, entry: Entry, data: bytes) -> NDArray[np.float32]:
+        # the limit on pixels is the picture's; the reader of masks has none of its own
+        load_image(checked_bytes(data), max_pixels=self.engine.settings.max_pixels)
+        mask = read_alpha(data)
+        if mask.shape != entry.size:
+            raise Problem(
+                422,
+                f"the mask is {mask.shape[1]} x {mask.shape[0]}; expected the "
+                f"picture's {entry.size[1]} x {entry.size[0]}",
+            )
+        return mask
+
+    async def matte(self, body: MatteBody) -> dict[str, Any] | tuple[bytes, str]:
+        """Answer with JSON, or with a file and its suffix."""
+        start = time.perf_counter()
+        entry = await self.entry(body)
+        objects = body.wanted()
+        if body.output == "json":
+            found = await self.answers(entry, objects, body.candidates, preview=body.preview)
+            shown = await self.in_pool(self._listed, found, objects, body)
+            height, width = entry.size
+            return {
+                "embedding": entry.key,
+                "model": entry.model,
+                "width": width,
+                "height": height,
+                "objects": shown,
+                "seconds": round(time.perf_counter() - start, 4),
+            }
+        found = await self.answers(entry, objects, 1, preview=False)
+        suffix = SUFFIX[body.format]
+        data = await self.in_pool(self._file, entry, found, objects, body, suffix)
+        return data, suffix
+
+    def _listed(
+        self, found: list[Answer], objects: list[ObjectBody], body: MatteBody
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for answer, one in zip(found, objects, strict=True):
+            keep = list(range(len(answer.numbers)))
+            if body.candidates == 1 and one.candidate:
+                keep = [answer.numbers.index(one.candidate)]
+            rows.append(
+                {
+                    "candidates": [
+                        {
+                            "candidate": answer.numbers[i],
+                            "score": round(float(answer.scores[i]), 4),
+                            "alpha": data_url(encode_alpha(answer.mattes[i], body.bits)),
+                        }
+                        for i in keep
+                    ]
+                }
+            )
+        return rows
+
+    def _file(
+        self,
+        entry: Entry,
+        found: list[Answer],
+        objects: list[ObjectBody],
+        body: MatteBody,
+        suffix: str,
+    ) -> bytes:
+        alpha = chosen(found, objects)
+        if body.refine:
+            from zim.refine import refine
+
+            alpha = refine(entry.rgb, alpha)
+        background: Any = body.background
+        if body.background_image is not None:
+            limit = self.engine.settings.max_pixels
+            background = load_image(checked_bytes(body.background_image), max_pixels=limit).rgb
+        return as_matte(entry, alpha).encode(
+            cast("Any", body.output),
+            suffix,
+            bits=body.bits,
+            background=background,
+            foreground=body.foreground,
+        )
+
+    async def auto(self, body: AutoBody) -> dict[str, Any]:
+        """Find everything."""
+        start = time.perf_counter()
+        entry = await self.entry(body)
+
+        def work() -> list[dict[str, Any]]:
+            records = self.engine.automatic(entry, body.max_masks, body.points_per_side)
+            return [_record(entry, record) for record in records]
+
+        rows = await self.wait(self.engine.long(work), self.engine.settings.long_timeout)
+        return self._about(entry, start) | {"objects": rows}
+
+    async def tab(self, tab: ServeTab, body: TabBody) -> dict[str, Any]:
+        """Let a tab work; boxes it finds become mattes."""
+        start = time.perf_counter()
+        entry = await self.entry(body)
+        alpha: NDArray[np.float32] | None = None
+        if tab.needs_matte:
+            if body.mask is None and not body.objects:
+                raise Problem(422, "expected objects, or mask: what the tab is to work on")
+            if body.mask is not None:
+                alpha = await self.in_pool(self._mask, entry, body.mask)
+            else:
+                objects = body.objects or []
+                found = await self.answers(entry, objects, 1, preview=False)
+                alpha = chosen(found, objects)
+        values = body.values.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
+        request = TabRequest(entry.rgb, alpha, values, self.engine.settings.device)
+        result: TabResult = await self.wait(
+            self.engine.long(lambda: tab.run(request)), self.engine.settings.long_timeout
+        )
+        answer = self._about(entry, start) | {"notes": list(result.notes)}
+        if result.image is not None:
+            answer["image"] = data_url(await self.in_pool(encode_rgb, result.image))
+            return answer
+        boxes = [
+            ObjectBody.model_validate({"box": list(map(float, d.box))}) for d in result.detections
+        ]
+        found = await self.answers(entry, boxes, 1, preview=True) if boxes else []
+        answer["objects"] = [
+            {
+                "phrase": detection.phrase,
+                "box": [float(v) for v in detection.box],
+                "score": round(float(detection.score), 4),
+                "alpha": data_url(encode_alpha(one.mattes[0])),
+            }
+            for detection, one in zip(result.detections, found, strict=True)
+        ]
+        return answer
+
+    def _about(self, entry: Entry, start: float) -> dict[str, Any]:
+        return {
+            "embedding": entry.key,
+            "model": entry.model,
+            "width": entry.size[1],
+            "height": entry.size[0],
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+
+
+def chosen(found: list[Answer], objects: list[ObjectBody]) -> NDArray[np.float32]:
+    """Return the matte of all objects together, each by its chosen candidate."""
+    return merged(
+        [
+            answer.mattes[answer.numbers.index(one.candidate) if one.candidate else 0]
+            for answer, one in zip(found, objects, strict=True)
+        ]
+    )
+
+
+def data_url(png: bytes) -> str:
+    """Return a PNG as text that a browser and a base64 decoder both understand."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _record(entry: Entry, record: Any) -> dict[str, Any]:
+    alpha = record["alpha"]
+    height, width = entry.size
+    fy, fx = height / alpha.shape[0], width / alpha.shape[1]
+    x, y, w, h = record["bbox"]
+    small = alpha if max(alpha.shape) <= 1280 else cv2.resize(alpha, None, fx=0.5, fy=0.5)
+    return {
+        "box": [x * fx, y * fy, (x + w + 1) * fx, (y + h + 1) * fy],
+        "score": round(float(record["predicted_iou"]), 4),
+        "stability": round(float(record["stability_score"]), 4),
+        "area": round(float(record["area"]) * fx * fy),
+        "alpha": data_url(encode_alpha(small)),
+    }

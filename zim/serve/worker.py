@@ -1,0 +1,111 @@
+"""A thread that owns one model: a bounded queue in front, prompts of one picture in one batch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from zim.serve.problems import Problem
+
+#: prompts decoded together
+BATCH = 16
+
+
+@dataclass(eq=False)
+class Job:
+    """Work for a thread.
+
+    Attributes:
+        run: called with the payloads of all jobs of one batch; returns a result for each.
+        payload: this job's share.
+        group: jobs with equal groups may run together; None runs alone.
+        future: the answer; cancelled when nobody waits any more.
+    """
+
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+    payload: Any
+    group: Any = None
+    future: Future[Any] = field(default_factory=Future[Any])
+
+
+class Lane:
+    """One thread and its bounded queue."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        """Start the thread; it ends with the process, or with :meth:`close`."""
+        self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._limit = limit
+        self.batched = 0
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of jobs that no thread has taken yet."""
+        return self._jobs.qsize()
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Queue a job.
+
+        Raises:
+            Problem: 429, the queue is full.
+        """
+        if self._jobs.qsize() >= self._limit:
+            raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
+        self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Let the thread end after the work it has."""
+        self._jobs.put(None)
+        self._thread.join(10)
+
+    def _loop(self) -> None:
+        held: list[Job | None] = []
+        while True:
+            job = held.pop(0) if held else self._jobs.get()
+            if job is None:
+                return
+            batch = [job]
+            if job.group is not None:
+                held += self._drain()
+                same = [j for j in held if j is not None and j.group == job.group][: BATCH - 1]
+                held = [j for j in held if j not in same]
+                batch += same
+            self._run([j for j in batch if j.future.set_running_or_notify_cancel()])
+            del job, batch
+
+    def _drain(self) -> list[Job | None]:
+        taken: list[Job | None] = []
+        while len(taken) < BATCH:
+            try:
+                taken.append(self._jobs.get_nowait())
+            except queue.Empty:
+                break
+        return taken
+
+    def _run(self, batch: list[Job]) -> None:
+        if not batch:
+            return
+        self.batched += len(batch) > 1
+        try:
+            results = batch[0].run([job.payload for job in batch])
+        except Exception as error:
+            if len(batch) > 1:  # one bad prompt must not cost the others their answers
+                for job in batch:
+                    self._alone(job)
+                return
+            batch[0].future.set_exception(error)
+            return
+        for job, result in zip(batch, results, strict=True):
+            job.future.set_result(result)
+
+    def _alone(self, job: Job) -> None:
+        try:
+            job.future.set_result(job.run([job.payload])[0])
+        except Exception as error:
+            job.future.set_exception(error)
