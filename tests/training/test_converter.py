@@ -171,11 +171,20 @@ def test_readers_know_the_public_layouts(
     ade[:10] = 13
     layout = {
         "aim": ["original/a.jpg", "mask/a.png"],
-        "am2k": ["train/original/m_1.jpg", "train/mask/m_1.png"]
-        + ["validation/original/m_2.jpg", "validation/mask/m_2.png"],
-        "p3m": ["train/blurred_image/p.jpg", "train/mask/p.png"]
-        + ["validation/P3M-500-P/blurred_image/q.jpg", "validation/P3M-500-P/mask/q.png"]
-        + ["validation/P3M-500-NP/original_image/r.jpg", "validation/P3M-500-NP/mask/r.png"],
+        "am2k": [
+            "train/original/m_1.jpg",
+            "train/mask/m_1.png",
+            "validation/original/m_2.jpg",
+            "validation/mask/m_2.png",
+        ],
+        "p3m": [
+            "train/blurred_image/p.jpg",
+            "train/mask/p.png",
+            "validation/P3M-500-P/blurred_image/q.jpg",
+            "validation/P3M-500-P/mask/q.png",
+            "validation/P3M-500-NP/original_image/r.jpg",
+            "validation/P3M-500-NP/mask/r.png",
+        ],
         "rwp": ["image/1.png", "alpha/1.png", "detailmap/1_cloud_trimap.jpg"],
         "him": ["images/natural/7.jpg", "alphas/natural/7/00.png", "alphas/natural/7/01.png"],
         "refmatte": ["train/img_full/x.jpg", "train/mask/x_0.png", "train/mask/x_1.png"],
