@@ -137,8 +137,8 @@ def _belly(rng: np.random.Generator) -> tuple[Field, NDArray[np.uint8]]:
     flat = tuple(g[..., :1] for g in grid[:2])
     body = blob(flat, (64, 56), (56, 44), rng, 0.03)
     spine = blob(flat, (64, 22), (9, 9), rng, 0.05)
-    liver = blob(grid, (92, 62, 4), (24, 22, 7), rng)
-    spleen = blob(grid, (31 + rng.uniform(-4, 4), 42, 3.5), (11, 17, 3.4), rng)
+    liver = blob(grid, (35, 62, 4), (24, 22, 7), rng)
+    spleen = blob(grid, (96 + rng.uniform(-4, 4), 42, 3.5), (11, 17, 3.4), rng)
     values = np.full(shape, -1000.0)
     for field, value in ((body, 10), (body - 0.08, 45), (spine, 350), (liver, 95), (spleen, 125)):
         inside = soft(field, 14)

@@ -226,7 +226,7 @@ def _evaluate(
                 picture = sheet(plan, dataset, folder, rows, segmenters)
                 sheets[name] = encode_rgb(picture, ".jpg")
                 written[f"overlay_{name}"] = (f"overlay_{name}.jpg", sheets[name])
-        plots = distributions(scores, plan.modes, plan.models, args.plot)
+        plots = distributions(scores, plan.modes, plan.models, plan.protocol.describe(), args.plot)
         page = html_report(
             summary, plots["png"], sheets, command=_command(), demo=args.demo, missing=missing
         )

@@ -194,6 +194,7 @@ def score_picture(
     if not queries:
         return []
     rows: list[dict[str, Any]] = []
+    settings = plan.protocol.describe().removeprefix("preset ")
     for model, segmenter in segmenters.items():
         segmenter.set_image(picture.image)
         answers = ask(segmenter, queries, plan.protocol.mask_select, plan.oracle)
@@ -205,6 +206,7 @@ def score_picture(
                 predicted = joined(prompt, answers, threshold)
                 iou, dice = overlap(predicted, truth)
                 row = _describe(dataset, picture, name, mode, prompt) | {
+                    "preset": settings,
                     "model": model,
                     "threshold": f"{threshold:g}",
                     "mask_select": plan.protocol.mask_select,

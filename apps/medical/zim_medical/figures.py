@@ -17,9 +17,17 @@ def distributions(
     scores: Scores,
     modes: Sequence[int],
     models: Sequence[str],
+    settings: str,
     kind: Literal["box", "violin"] = "box",
 ) -> dict[str, bytes]:
     """Draw one panel per dataset: mode on x, IoU on y, a colour per model.
+
+    Args:
+        scores: from the table of cases.
+        modes: of 1 to 5.
+        models: in the order of their colours.
+        settings: written below, so that a copied plot says how it was made.
+        kind: of drawing.
 
     Returns:
         The figure as ``png`` and ``pdf``.
@@ -56,6 +64,7 @@ def distributions(
         patch(color=COLOURS[j % len(COLOURS)], label=model) for j, model in enumerate(models)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(models), frameon=False)
+    figure.supxlabel(settings, fontsize=7, color="#555555")
     out: dict[str, bytes] = {}
     for suffix in ("png", "pdf"):
         buffer = io.BytesIO()

@@ -15,6 +15,8 @@ from zim_medical.options import NOTICE, threshold_of
 if TYPE_CHECKING:
     from zim_medical.segment import Input, Segmentation
 
+#: about the longer side of the overlay, in pixels
+SHOWN_SIDE = 600
 AXIS_NAMES = ("axial", "coronal", "sagittal")
 
 
@@ -126,6 +128,7 @@ def _paths(path: Path, folder: Path) -> dict[str, Path]:
 def _write(
     paths: dict[str, Path], folder: Path, source: Input, result: Segmentation, threshold: float
 ) -> None:
+    import cv2
     import numpy as np
 
     from zim import viz
@@ -136,7 +139,24 @@ def _write(
     write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), source.volume)
     write_like(paths["alpha"], result.soft, source.volume)
     picture, matte, prompt = result.shown
-    drawn = viz.overlay(picture, matte, points=prompt.points or None, boxes=prompt.box)
+    scale = max(
+        1, round(SHOWN_SIDE / max(matte.shape))
+    )  # slices are often too small to be looked at
+    large = [
+        cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        for p in (picture, matte)
+    ]
+    points = [((x + 0.5) * scale, (y + 0.5) * scale, label) for x, y, label in prompt.points]
+    box = None
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        box = (x0 * scale, y0 * scale, (x1 + 1) * scale - 1, (y1 + 1) * scale - 1)
+    drawn = viz.overlay(
+        np.asarray(large[0], np.uint8),
+        np.asarray(large[1], np.float32),
+        points=points or None,
+        boxes=box,
+    )
     save_rgb(paths["overlay"], drawn)
 
 

@@ -16,6 +16,7 @@ from zim.errors import OutputError
 
 KEY = ("dataset", "case_id", "axis", "slice")
 COLUMNS = (
+    "preset",
     "dataset", "case_id", "patient_id", "axis", "slice", "class", "mode", "model", "threshold",
     "mask_select", "n_regions", "prompt", "iou", "dice", "pred_area", "gt_area", "empty_pred",
     "height", "width",
