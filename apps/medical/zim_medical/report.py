@@ -73,7 +73,7 @@ def html_report(
         "</div>",
         "<h2>Distribution</h2>",
         "<p>Box: middle half of the slices; line: median; whiskers: up to 1.5 times the box; dots: "
-        "slices beyond.</p>",
+        "slices beyond. A violin shows how many slices have which score, and their median.</p>",
         _picture(plot, "png", "IoU per dataset, mode and model"),
     ]
     if summary["comparisons"]:
@@ -99,7 +99,7 @@ def _how(summary: Mapping[str, Any]) -> str:
     modes = "".join(f"<li>mode {m}: {MODE_NAMES[m]}</li>" for m in summary["modes"])
     which = {
         "single": "the model's single mask",
-        "first": "the first of three masks (which token that is differs between SAM and ZIM)",
+        "first": "the first of three masks (token 1)",
         "score": "of three masks the one the model itself rates best",
     }[summary["protocol"]["mask_select"]]
     return (
@@ -157,7 +157,7 @@ def _extra_grid(summary: Mapping[str, Any]) -> str:
     """Return a table of the optional columns, if there are any."""
     names = {
         "iou_oracle": "IoU, best of three chosen by the truth",
-        "hd95_mm": "95 % Hausdorff distance, mm",
+        "hd95_mm": "95 % Hausdorff distance, mm (pixels where files have no spacing)",
         "nsd": "normalised surface Dice",
     }
     present = [n for n in names if any(n in r for r in summary["scores"])]

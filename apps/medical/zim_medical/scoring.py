@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,13 @@ def surface(
     torch = require("torch", "medical")
     metrics: Any = require("monai.metrics", "medical")
     a, b = (torch.from_numpy(m[None, None].astype(np.float32)) for m in (predicted, truth))
-    distance = metrics.compute_hausdorff_distance(
-        a, b, include_background=True, percentile=95, spacing=list(spacing)
-    )
-    share = metrics.compute_surface_dice(
-        a, b, [tolerance], include_background=True, spacing=list(spacing)
-    )
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument of its own that we do not give
+        warnings.simplefilter("ignore", FutureWarning)
+        distance = metrics.compute_hausdorff_distance(
+            a, b, include_background=True, percentile=95, spacing=list(spacing)
+        )
+        share = metrics.compute_surface_dice(
+            a, b, [tolerance], include_background=True, spacing=list(spacing)
+        )
     return float(distance), float(share)

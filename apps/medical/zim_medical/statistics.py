@@ -87,7 +87,7 @@ def _signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     if not np.any(differences):
         return 1.0, 0.0
     stats: Any = require("scipy.stats", "medical")
-    p = float(stats.wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
+    p = float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
     ranks = stats.rankdata(np.abs(differences))
     return p, float((np.sign(differences) * ranks).sum() / ranks.sum())
 
