@@ -21,7 +21,6 @@ import platform
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ import numpy as np
 
 from zim import metrics
 from zim.errors import ImageError, ZimError
+from zim.evaluation.samples import inner_point
 from zim.prompts import Prompt, mask_box
 from zim.segmenters.classical import (
     BAND_SHARE,
@@ -150,17 +150,6 @@ def make_picture(
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).clip(0, 1)
     return Picture(name, root, rgb, alpha, mask_box(alpha, 0.1), inner_point(alpha, name, seed))
-
-
-def inner_point(alpha: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """A click well inside the object: float32 (x, y), the same for the same name and seed."""
-    solid = (alpha > min(0.9, 0.9 * float(alpha.max()))).astype(np.uint8)
-    # The frame's rim counts as the object's rim, so padding comes before the transform.
-    padded = cv2.copyMakeBorder(solid, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    rows, columns = np.nonzero(distance >= 0.9 * distance.max())
-    chosen = np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(len(rows))
-    return np.array([columns[chosen], rows[chosen]], np.float32)
 
 
 def filled_box(picture: Picture, kind: Kind) -> np.ndarray:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import auto, bench, doctor, export, matte, models, serve
+from zim.commands import auto, bench, doctor, evaluate, export, matte, models, serve
 
 COMMANDS = (
     Command(
@@ -24,7 +24,7 @@ COMMANDS = (
         auto.configure,
         auto.run,
     ),
-    Command("eval", "score models on a data set"),
+    Command("eval", "score models on a data set", evaluate.configure, evaluate.run),
     Command("bench", "measure speed and memory on this machine", bench.configure, bench.run),
     Command(
         "export",

@@ -1,0 +1,214 @@
+"""``zim eval``: score models on a data set, with the paper's numbers beside."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zim._progress import progress_on_stderr
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.errors import OutputError
+
+if TYPE_CHECKING:
+    from zim.evaluation.samples import Sample
+
+DATASETS = ("micromat3k", "am2k", "aim500", "p3m", "refmatte_rw100", "folder", "manifest")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim eval``."""
+    parser.add_argument("--dataset", required=True, choices=DATASETS, help="its layout")
+    parser.add_argument("--root", required=True, metavar="DIR", help="its folder, or the manifest")
+    parser.add_argument(
+        "--models", default="nano", metavar="A,B", help="names with commas, see zim models [nano]"
+    )
+    parser.add_argument(
+        "--prompts", default="point,box", metavar="A,B", help="point, box or both [point,box]"
+    )
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first samples")
+    parser.add_argument(
+        "--max-side", type=positive_int, metavar="N", help="scale larger pictures down [never]"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes for metrics, 0: none [1]"
+    )
+    parser.add_argument(
+        "--latency", metavar="FILE", help="report of zim bench --json, for Table 7's column"
+    )
+    parser.add_argument("--plots", action="store_true", help="write errors.png (extra eval)")
+    parser.add_argument("--sheet", action="store_true", help="write sheet.jpg: best to worst")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Score, merge what all ranks have, write tables."""
+    models = _names(args.models)
+    prompts = tuple(_names(args.prompts))
+    if unknown := set(prompts) - {"point", "box"}:
+        raise UsageError(f"--prompts {', '.join(sorted(unknown))}: expected point, box or both")
+    if args.workers < 0:
+        raise UsageError(f"--workers {args.workers}: expected 0 or more")
+    latency = _latency(args.latency)
+    output = Path(args.output or "zim-eval").expanduser()
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"--output {output} is a file; give a folder")
+    report = Report(model=",".join(models), outputs={"folder": str(output)})
+    with timed(report.seconds, "start"):
+        apply_runtime(args)
+        from zim.evaluation import runner
+        from zim.evaluation.datasets import read_dataset
+        from zim.segmenters import load_segmenter
+
+        samples = read_dataset(args.dataset, Path(args.root).expanduser())[: args.limit]
+        rank, world = runner.rank_and_world()
+    if args.overwrite and rank == 0 and world == 1:
+        for old in [*output.glob("results.*.jsonl"), output / "settings.json"]:
+            old.unlink(missing_ok=True)
+    settings = runner.Settings(args.dataset, prompts, args.seed, args.max_side)
+    loaders = {
+        name: functools.partial(load_segmenter, name, device=args.device, dtype=args.dtype)
+        for name in models
+    }
+    with timed(report.seconds, "score"), progress_on_stderr():
+        missing = runner.evaluate(loaders, samples, settings, output, workers=args.workers)
+    for name, why in missing.items():
+        sys.stderr.write(f"zim eval: {name}: {why}\n")
+    with timed(report.seconds, "write"):
+        _write(args, report, output, samples, missing, latency, settings, loaders, models)
+    return report
+
+
+def _write(
+    args: argparse.Namespace,
+    report: Report,
+    output: Path,
+    samples: list[Sample],
+    missing: dict[str, str],
+    latency: dict[str, float],
+    settings: Any,
+    loaders: dict[str, Any],
+    models: list[str],
+) -> None:
+    from zim.evaluation import runner
+    from zim.evaluation.tables import scored, tables
+    from zim.images import atomic_write, save_rgb
+
+    wanted = {sample.key for sample in samples}
+    results = [
+        row
+        for row in runner.read_results(output)
+        if row["model"] in models and row["prompt"] in settings.prompts and row["key"] in wanted
+    ]
+    excluded = {(row["key"], row["excluded"]): None for row in results if "excluded" in row}
+    rows = scored(results)
+    expected = len(samples) * len(settings.prompts) * (len(models) - len(missing))
+    report.metrics = {
+        "samples": len(samples),
+        "scored": len(rows),
+        "excluded": len({key for key, _ in excluded}),
+        "still_to_do": expected - sum(1 for r in results if r["model"] not in missing),
+    }
+    made = tables(args.dataset, results, models, missing, latency)
+    lines = [table.markdown() for table in made]
+    lines.append(_protocol(settings))
+    if excluded:
+        lines.append(f"Excluded, never scored ({len(excluded)}):\n")
+        lines += [f"- {key}: {why}" for key, why in excluded]
+    text = "\n".join(lines) + "\n"
+    atomic_write(output / "tables.md", text.encode())
+    report.outputs["report"] = str(output / "tables.md")
+    for table in made:
+        atomic_write(output / f"{table.name}.csv", table.csv().encode())
+        atomic_write(output / f"{table.name}.tex", table.latex().encode())
+        report.outputs[f"{table.name}_csv"] = str(output / f"{table.name}.csv")
+        report.outputs[f"{table.name}_latex"] = str(output / f"{table.name}.tex")
+    _write_prompts(output, samples, settings)
+    report.outputs["prompts"] = str(output / "prompts.jsonl")
+    if args.plots:
+        from zim.evaluation.pictures import error_plot
+
+        atomic_write(output / "errors.png", error_plot(results, models))
+        report.outputs["plot"] = str(output / "errors.png")
+    if args.sheet and rows:
+        from zim.evaluation.pictures import sheet
+
+        save_rgb(output / "sheet.jpg", sheet(results, samples, loaders, settings))
+        report.outputs["sheet"] = str(output / "sheet.jpg")
+    report.extra["excluded"] = [{"input": key, "error": why} for key, why in excluded]
+    report.extra["missing"] = missing
+    report.failed = bool(missing) or not rows
+    if missing:
+        report.extra["error"] = f"not run: {', '.join(missing)}"
+    report.lines += [text, f"written to {output}"]
+    if excluded:
+        sys.stderr.write(
+            f"zim eval: {report.metrics['excluded']} samples excluded, see tables.md\n"
+        )
+
+
+def _protocol(settings: Any) -> str:
+    where = "MicroMat-3K's own" if settings.dataset == "micromat3k" else "prompts.jsonl"
+    scale = "" if settings.max_side is None else f", longest side at most {settings.max_side}"
+    return (
+        f"Prompts: {where}; drawn ones (seed {settings.seed}) are a tight box of alpha > 0.1 and "
+        "one click well inside alpha > 0.9. One answer per prompt (multimask_output=False)"
+        f"{scale}. "
+        "SAD and Conn / 1000; MSE, MAE and Grad x 1000.\n"
+    )
+
+
+def _write_prompts(output: Path, samples: list[Sample], settings: Any) -> None:
+    """Publish the prompts as asked, in pixels of the scored picture."""
+    from zim.errors import ZimError
+    from zim.evaluation.samples import load_sample
+    from zim.images import atomic_write
+
+    path = output / "prompts.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if len(lines) == len(samples):
+            return
+    lines = []
+    for sample in samples:
+        row: dict[str, Any] = {"key": sample.key}
+        try:
+            asked = load_sample(sample, ("point", "box"), settings.seed, settings.max_side).prompts
+        except (ZimError, OSError) as error:
+            row["excluded"] = " ".join(str(error).split())
+        else:
+            points = asked["point"]
+            row["point"] = [
+                [float(x), float(y), int(label)]
+                for (x, y), label in zip(points.points, points.labels, strict=True)
+            ]
+            assert asked["box"].box is not None
+            row["bbox"] = [float(v) for v in asked["box"].box]
+        lines.append(json.dumps(row))
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
+
+
+def _latency(file: str | None) -> dict[str, float]:
+    """Read milliseconds per model (stage ``matte``, one prompt) from a report of ``zim bench``."""
+    if file is None:
+        return {}
+    try:
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))["rows"]
+        return {
+            row["model"]: 1e3 * row["median_s"]
+            for row in rows
+            if row["stage"] == "matte" and row["median_s"] is not None
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--latency {file}: expected what zim bench --json printed ({type(error).__name__})"
+        ) from error
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError("an empty list; give names with commas between")
+    return list(dict.fromkeys(names))

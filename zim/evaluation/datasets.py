@@ -1,0 +1,167 @@
+"""Readers: folders as their authors publish them, to lists of samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zim.errors import ImageError
+from zim.evaluation.samples import Sample
+
+NAMES = ("micromat3k", "am2k", "aim500", "p3m", "refmatte_rw100", "folder", "manifest")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: what was looked for and not there becomes a path that fails, so that it is counted and named
+_PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "am2k": (("validation/original", "validation/mask", "all"),),
+    "aim500": (("original", "mask", "all"),),
+    "p3m": (
+        ("validation/P3M-500-P/blurred_image", "validation/P3M-500-P/mask", "P3M-500-P"),
+        ("validation/P3M-500-NP/original_image", "validation/P3M-500-NP/mask", "P3M-500-NP"),
+        ("P3M-500-P/blurred_image", "P3M-500-P/mask", "P3M-500-P"),
+        ("P3M-500-NP/original_image", "P3M-500-NP/mask", "P3M-500-NP"),
+    ),
+    "folder": (
+        ("images", "alphas", "all"),
+        ("image", "alpha", "all"),
+        ("original", "mask", "all"),
+    ),
+}
+
+
+def read_dataset(name: str, root: Path) -> list[Sample]:
+    """List the samples of a data set, sorted by picture.
+
+    Args:
+        name: one of ``NAMES``.
+        root: its folder, or the manifest file.
+
+    Raises:
+        ImageError: the layout is not what the data set's authors publish.
+    """
+    if not root.exists():
+        raise ImageError(f"{root} does not exist; --root is the folder of the data set")
+    if name == "manifest":
+        samples = _manifest(root)
+    elif name == "micromat3k":
+        samples = _micromat(root)
+    elif name == "refmatte_rw100":
+        samples = _rw100(root)
+    else:
+        samples = _pairs(name, root)
+    keys = [sample.key for sample in samples]
+    if len(set(keys)) < len(keys):
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise ImageError(f"{root}: the name {twice} occurs twice; keys must be unique")
+    return sorted(samples, key=lambda s: (str(s.image), s.group, s.key))
+
+
+def _micromat(root: Path) -> list[Sample]:
+    """``data_list.txt``: lines of image, matte, prompt JSON and segmentation, in that order."""
+    listing = root / "data_list.txt"
+    if not listing.is_file():
+        return _micromat_glob(root)
+    samples = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) not in (3, 4):
+            raise ImageError(
+                f"{listing}, line {number}: {len(parts)} fields; expected image, matte, prompt, seg"
+            )
+        image, matte, prompt = (root / part for part in parts[:3])
+        seg = root / parts[3] if len(parts) == 4 else None
+        group = "fine" if "fine" in parts[1] else "coarse"
+        samples.append(Sample(f"{group}/{matte.stem}", image, matte, group, prompt, seg))
+    return samples
+
+
+def _micromat_glob(root: Path) -> list[Sample]:
+    samples = []
+    for group in ("fine", "coarse"):
+        for matte in sorted((root / "matte" / group).glob("*.png")):
+            image = root / "img" / f"{matte.stem.rsplit('_', 1)[0]}.png"
+            if not image.is_file():
+                image = root / "img" / matte.name
+            prompt = root / "prompt" / group / f"{matte.stem}.json"
+            seg = root / "seg" / group / matte.name
+            samples.append(
+                Sample(
+                    f"{group}/{matte.stem}",
+                    image,
+                    matte,
+                    group,
+                    prompt,
+                    seg if seg.is_file() else None,
+                )
+            )
+    if not samples:
+        raise ImageError(
+            f"{root}: neither data_list.txt nor matte/fine/*.png; --root is the folder MicroMat3K"
+        )
+    return samples
+
+
+def _pairs(name: str, root: Path) -> list[Sample]:
+    samples = []
+    tried = []
+    for images, alphas, group in _PAIRS[name]:
+        folder = root / alphas
+        tried.append(f"{images} with {alphas}")
+        for alpha in _pictures(folder):
+            key = alpha.stem if group == "all" else f"{group}/{alpha.stem}"
+            image = _partner(root / images, alpha.stem)
+            samples.append(Sample(key, image, alpha, group))
+        for image in _pictures(root / images):  # a picture without a matte is counted too
+            if folder.is_dir() and not _partner(folder, image.stem).is_file():
+                key = image.stem if group == "all" else f"{group}/{image.stem}"
+                samples.append(Sample(key, image, folder / f"{image.stem}.png", group))
+        if samples and name == "folder":
+            break
+    if not samples:
+        raise ImageError(f"{root}: no {name} here; looked for {', '.join(dict.fromkeys(tried))}")
+    return samples
+
+
+def _rw100(root: Path) -> list[Sample]:
+    """Masks are called ``<image>_<n>``, one per person."""
+    folder = root / "image" if (root / "image").is_dir() else root / "image_all"
+    samples = [
+        Sample(mask.stem, _partner(folder, mask.stem[:-2]), mask)
+        for mask in _pictures(root / "mask")
+    ]
+    if not samples:
+        raise ImageError(f"{root}: no refmatte_rw100 here; looked for image and mask")
+    return samples
+
+
+def _manifest(path: Path) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row: dict[str, Any] = json.loads(line)
+            image, alpha = path.parent / row["image"], path.parent / row["alpha"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ImageError(
+                f"{path}, line {number}: expected a JSON object with image and alpha ({error})"
+            ) from error
+        prompt = row.get("prompt")
+        if isinstance(prompt, str):
+            prompt = path.parent / prompt
+        key = str(row.get("key") or alpha.stem)
+        samples.append(Sample(key, image, alpha, str(row.get("group", "all")), prompt))
+    if not samples:
+        raise ImageError(f"{path}: an empty manifest")
+    return samples
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in _SUFFIXES)
+
+
+def _partner(folder: Path, stem: str) -> Path:
+    candidates = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
+    return next((p for p in candidates if p.is_file()), candidates[0])

@@ -1,0 +1,212 @@
+"""Score models on samples: a JSON line per answer, resumable, shared between ranks.
+
+``<output>/results.<rank>.jsonl`` grows by whole lines; a line that was torn by a crash is ignored
+and its answer computed again. Metrics run in worker processes while the model goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zim._progress import track
+from zim.errors import OutputError, ZimError
+from zim.evaluation.samples import Loaded, Sample, load_sample
+from zim.images import atomic_write
+from zim.protocols import Segmenter
+
+METRICS = ("sad", "mse", "mae", "grad", "conn")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers depend on besides models and data."""
+
+    dataset: str
+    prompts: tuple[str, ...]
+    seed: int = 0
+    max_side: int | None = None
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's place under torchrun (``RANK``, ``WORLD_SIZE``); 0 of 1 without."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def evaluate(
+    models: dict[str, Callable[[], Segmenter]],
+    samples: Sequence[Sample],
+    settings: Settings,
+    output: Path,
+    *,
+    workers: int = 0,
+) -> dict[str, str]:
+    """Score every model on this rank's share of the samples.
+
+    Args:
+        models: loaders by name; each is called once, when its turn comes.
+        samples: of the whole data set.
+        settings: what else the numbers depend on.
+        output: folder; results of an earlier, interrupted run there are kept.
+        workers: processes that compute metrics; 0 computes them here.
+
+    Returns:
+        For each model that could not be loaded, why.
+
+    Raises:
+        OutputError: the folder holds results of other settings.
+    """
+    rank, world = rank_and_world()
+    output.mkdir(parents=True, exist_ok=True)
+    _check_settings(settings, samples, output, rank)
+    mine = list(samples)[rank::world]
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        pool = None
+        if workers:
+            context = get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+        file = stack.enter_context((output / f"results.{rank}.jsonl").open("a", encoding="utf-8"))
+        if file.tell():
+            file.write("\n")  # ends a line that a crash has torn
+        done = {(r["model"], r["prompt"], r["key"]) for r in read_results(output)}
+        for name, load in models.items():
+            todo = [s for s in mine if any((name, p, s.key) not in done for p in settings.prompts)]
+            if not todo:
+                continue
+            try:
+                model = load()
+            except ZimError as error:
+                missing[name] = " ".join(str(error).split())
+                continue
+            for row in _score(name, model, todo, settings, pool, workers):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+    return missing
+
+
+def read_results(output: Path) -> list[dict[str, Any]]:
+    """Read what all ranks have written so far, each answer once, in a fixed order."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in sorted(output.glob("results.*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                rows[row["model"], row["prompt"], row["key"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a crash
+    return [rows[key] for key in sorted(rows)]
+
+
+def _check_settings(settings: Settings, samples: Sequence[Sample], output: Path, rank: int) -> None:
+    from dataclasses import asdict
+
+    wanted: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    wanted["samples"] = len(samples)
+    del wanted["prompts"]  # further prompts may join
+    path = output / "settings.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != wanted:
+            raise OutputError(
+                f"{output} holds results of other settings ({found}, now {wanted}); "
+                "use another --output"
+            )
+    elif rank == 0 or not path.exists():
+        atomic_write(path, (json.dumps(wanted) + "\n").encode())
+
+
+def _score(
+    name: str,
+    model: Segmenter,
+    samples: Sequence[Sample],
+    settings: Settings,
+    pool: ProcessPoolExecutor | None,
+    workers: int,
+) -> Iterator[dict[str, Any]]:
+    waiting: deque[tuple[dict[str, Any], Future[dict[str, float]]]] = deque()
+    shown: Path | None = None
+    for sample, loaded in track(_prefetch(samples, settings), name, len(samples)):
+        base = {"model": name, "key": sample.key, "group": sample.group}
+        if isinstance(loaded, str):
+            for kind in settings.prompts:
+                yield {**base, "prompt": kind, "excluded": loaded}
+            continue
+        for kind in settings.prompts:
+            row: dict[str, Any] = {**base, "prompt": kind}
+            try:
+                start = time.perf_counter()
+                if shown != sample.image:
+                    shown = None
+                    model.set_image(loaded.rgb)
+                    shown = sample.image
+                matte = answer(model, loaded, kind)
+                row["seconds"] = round(time.perf_counter() - start, 4)
+            except ZimError as error:
+                yield {**row, "excluded": f"the model failed: {' '.join(str(error).split())}"}
+                continue
+            if pool is None:
+                yield row | _measure(matte, loaded.alpha)
+                continue
+            waiting.append((row, pool.submit(_measure, matte, loaded.alpha)))
+            while len(waiting) > 2 * workers or (waiting and waiting[0][1].done()):
+                first, future = waiting.popleft()
+                yield first | future.result()
+    for row, future in waiting:
+        yield row | future.result()
+
+
+def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
+    """Ask a model, whose picture is set, one prompt; the single-answer token as in the paper."""
+    prompt = loaded.prompts[kind]
+    points = len(prompt.points) > 0
+    mattes, _, _ = model.predict(
+        point_coords=prompt.points if points else None,
+        point_labels=prompt.labels if points else None,
+        box=prompt.box,
+        multimask_output=False,
+    )
+    return np.clip(mattes[0], 0, 1)
+
+
+def _prefetch(
+    samples: Sequence[Sample], settings: Settings
+) -> Iterable[tuple[Sample, Loaded | str]]:
+    """Read ahead in a thread; what cannot be used comes as the reason."""
+
+    def read(sample: Sample) -> Loaded | str:
+        try:
+            return load_sample(sample, settings.prompts, settings.seed, settings.max_side)
+        except (ZimError, OSError) as error:
+            return " ".join(str(error).split())
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[tuple[Sample, Future[Loaded | str]]] = deque()
+        for sample in samples:
+            ahead.append((sample, thread.submit(read, sample)))
+            if len(ahead) > 2:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        for first, future in ahead:
+            yield first, future.result()
+
+
+def _measure(matte: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Runs in a worker process, which imports no torch."""
+    import cv2
+
+    from zim import metrics
+
+    cv2.setNumThreads(1)
+    return {**metrics.evaluate(matte, truth), "size": metrics.size_bucket(truth)}

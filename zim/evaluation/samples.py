@@ -1,0 +1,147 @@
+"""One form for every data set: a list of samples, and as JSON lines a manifest.
+
+A manifest's line is ``{"image": path, "alpha": path, "key": name, "group": name, "prompt": path or
+{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}}``; paths are relative to the manifest,
+only image and alpha are required. Prompt files are MicroMat-3K's.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+
+from zim.errors import ImageError, PromptError
+from zim.images import load_image, read_alpha
+from zim.prompts import Prompt, mask_box
+
+KINDS = ("point", "box")
+#: alpha above which a pixel belongs to our box, and above which a click may lie
+BOX_ALPHA, CLICK_ALPHA = 0.1, 0.9
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is scored once per model and prompt.
+
+    Attributes:
+        key: unique in the data set.
+        image: file.
+        alpha: file of the true matte.
+        group: column group of the tables (``fine``, ``coarse``, ``all``).
+        prompt: file, or its content; None to draw prompts from the truth.
+        seg: file of the segmentation label where the set has one.
+    """
+
+    key: str
+    image: Path
+    alpha: Path
+    group: str = "all"
+    prompt: Path | dict[str, Any] | None = None
+    seg: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A sample in memory: uint8 H x W x 3, float32 H x W in [0, 1], and its prompts by kind."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+
+
+def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int | None) -> Loaded:
+    """Read a sample and its prompts.
+
+    Args:
+        sample: which.
+        kinds: some of ``point`` and ``box``.
+        seed: of drawn clicks.
+        max_side: larger pictures are scaled down, prompts with them; None for none.
+
+    Raises:
+        ZimError: a file is missing or damaged, sizes differ, or the prompt is malformed; such a
+            sample must be left out, never scored.
+    """
+    rgb = load_image(sample.image).rgb
+    alpha = read_alpha(sample.alpha)
+    if alpha.shape != rgb.shape[:2]:
+        raise ImageError(
+            f"{sample.alpha.name} is {alpha.shape[1]} x {alpha.shape[0]} and its picture "
+            f"{rgb.shape[1]} x {rgb.shape[0]}; expected the same size"
+        )
+    if not (alpha > BOX_ALPHA).any():
+        raise ImageError(f"{sample.alpha.name} is empty: there is nothing to ask for")
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(alpha.shape))
+    given = None if sample.prompt is None else _given(sample.prompt)
+    if scale < 1:
+        size = (
+            max(1, round(alpha.shape[1] * scale)),
+            max(1, round(alpha.shape[0] * scale)),
+        )
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).clip(0, 1)
+    size = (alpha.shape[0], alpha.shape[1])
+    raw = drawn_prompt(alpha, sample.key, seed) if given is None else given
+    factor = scale if given is not None else 1.0
+    prompts = {}
+    for kind in kinds:
+        if kind == "box":
+            box = np.asarray(raw["bbox"], np.float32) * factor
+            prompts[kind] = Prompt.create(size, box=box)
+        else:
+            rows = [(x * factor, y * factor, label) for x, y, label in raw["point"] if label >= 0]
+            if not any(label == 1 for *_, label in rows):
+                raise PromptError(f"{sample.key}: its prompt has no positive point")
+            prompts[kind] = Prompt.create(size, points=rows)
+    return Loaded(rgb, alpha, prompts)
+
+
+def drawn_prompt(alpha: np.ndarray, key: str, seed: int) -> dict[str, Any]:
+    """Draw our prompts from a true matte: a tight box and one click well inside.
+
+    The box encloses alpha > 0.1. The click is drawn, seeded by the sample's key, where alpha > 0.9
+    (or 0.9 of the largest alpha) and the distance to the rim is at least 90 % of the largest.
+    """
+    box = [float(v) for v in mask_box(alpha, BOX_ALPHA)]
+    x, y = inner_point(alpha, key, seed)
+    return {"point": [[float(x), float(y), 1]], "bbox": box}
+
+
+def inner_point(alpha: np.ndarray, name: str, seed: int) -> np.ndarray:
+    """A click well inside the object: float32 (x, y), the same for the same name and seed."""
+    solid = (alpha > min(CLICK_ALPHA, CLICK_ALPHA * float(alpha.max()))).astype(np.uint8)
+    # The frame's rim counts as the object's rim, so padding comes before the transform.
+    padded = cv2.copyMakeBorder(solid, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    rows, columns = np.nonzero(distance >= 0.9 * distance.max())
+    chosen = np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(len(rows))
+    return np.array([columns[chosen], rows[chosen]], np.float32)
+
+
+def _given(source: Path | dict[str, Any]) -> dict[str, Any]:
+    """Read a prompt and check its shape; values are checked against the picture later."""
+    if isinstance(source, Path):
+        try:
+            data = json.loads(source.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PromptError(f"{source.name}: not a prompt file ({error})") from error
+        name = source.name
+    else:
+        data, name = source, "the manifest's prompt"
+    try:
+        box = [float(v) for v in data["bbox"]]
+        points = [(float(x), float(y), int(label)) for x, y, label in data["point"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PromptError(
+            f'{name}: expected {{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}} '
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if len(box) != 4 or not points:
+        raise PromptError(f"{name}: {len(box)} numbers in bbox and {len(points)} points")
+    return cast("dict[str, Any]", {"bbox": box, "point": points})
