@@ -6,7 +6,7 @@ import pytest
 
 from zim.images import save_rgb
 from zim.testing import disc, picture, tiny_model
-from zim_grounded.candidates import Found
+from zim_grounded.candidates import Found, iou
 from zim_grounded.cli import main
 from zim_grounded.detectors import load_detector
 from zim_grounded.draw import annotate
@@ -182,16 +182,42 @@ def test_one_bad_picture_stops_none(folder, capsys, model):
     assert "a.png" in err
 
 
+def test_the_bare_command_works_offline_and_says_what_it_does(folder, capsys, monkeypatch):
+    monkeypatch.setenv("ZIM_OFFLINE", "1")
+    code, report, err = run(capsys, "the dog's fur", "-o", "out")
+    assert code == 0
+    assert report["detector"] == "mini"
+    assert report["bundled_picture"] is True
+    assert "no --image, so this is the bundled picture dog.jpg" in err
+    assert "no such part found, the box of its owner stands in" in err
+    (item,) = report["items"]
+    assert item["fallback"] == "owner"
+    assert iou(item["box"], (92, 183, 258, 382)) > 0.5  # where the picture's maker put the dog
+    alpha = pixels(item["outputs"]["alpha"]) / 65535
+    assert alpha[300, 170] > 0.9
+    assert alpha[250, 500] < 0.1
+
+
+def test_colours_tell_things_apart(folder, capsys):
+    code, report, err = run(capsys, "red umbrella . purple umbrella", "--boxes-only")
+    assert code == 0
+    assert [item["phrase"] for item in report["items"]] == ["purple umbrella"]
+    assert "'red umbrella': nothing above" in err
+    code, report, err = run(capsys, "submarine", "--overwrite")
+    assert code == 1
+    assert "'submarine' 0.00 (no such name here)" in err
+
+
 def test_missing_weights_are_one_message(folder, capsys, monkeypatch):
     monkeypatch.setenv("ZIM_OFFLINE", "1")
     monkeypatch.setenv("ZIM_HOME", str(folder))
     code, report, err = run(capsys, "the dog's fur", "--detector", "gdino-tiny")
     assert code == 1
-    assert "bundled photograph puppy.jpg" in err
+    assert "bundled picture dog.jpg" in err
     lines = err.strip().splitlines()
     assert len(lines) == 2
     assert "IDEA-Research/grounding-dino-tiny" in report["error"]
-    assert not (folder / "puppy.json").exists()
+    assert not (folder / "dog.json").exists()
 
 
 @pytest.mark.parametrize(

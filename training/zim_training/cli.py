@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zim.commandline import Command, Report, UsageError, run_program
-from zim_training.commands import ablate, convert, converter, data, matte, testset
+from zim_training.commands import ablate, convert, converter, data, detector, matte, testset
 
 
 def _configure_bundle(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ COMMANDS = (
     Command("convert", "turn SA-1B's labels into mattes", convert.configure, convert.run),
     Command("matte", "train or fine-tune a matting model", matte.configure, matte.run),
     Command("bundle", "write a run's weights as one small file", _configure_bundle, _bundle),
+    Command("detector", "train zim-grounded's mini detector", detector.configure, detector.run),
     Command("testset", "make a test set of any pictures", testset.configure, testset.run),
     Command("eval-converter", "score a converter", converter.configure_eval, converter.run_eval),
     Command("ablate", "train and score the rows of an ablation", ablate.configure, ablate.run),

@@ -24,7 +24,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="IMAGE",
-        help="pictures or folders of pictures [a bundled photograph of a puppy]",
+        help="pictures or folders of pictures [a bundled picture with a dog]",
     )
     parser.add_argument(
         "--scribble",
@@ -119,12 +119,36 @@ def _run(args: argparse.Namespace) -> Report:
     return run(args)
 
 
+def _configure_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--refmatte",
+        required=True,
+        metavar="ROOT",
+        help="folder of RefMatte-RW100: image, mask and the index of expressions",
+    )
+    parser.add_argument("--index", metavar="FILE", help="the index, if it has another name")
+    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    parser.add_argument(
+        "--true-boxes", action="store_true", help="leave the detector out: the mattes' own boxes"
+    )
+    add_detector_flags(parser)
+
+
+def _run_eval(args: argparse.Namespace) -> Report:
+    from zim_grounded.eval_command import run
+
+    return run(args)
+
+
+EVAL = Command("zim-grounded eval", "score words to mattes", _configure_eval, _run_eval)
 COMMAND = Command("zim-grounded", "mattes from words or scribbles", _configure, _run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["eval"]:
+        return run_command("zim-grounded eval", EVAL, arguments[1:])
     return run_command("zim-grounded", COMMAND, arguments)
 
 

@@ -30,8 +30,8 @@ from zim_grounded.mattes import distinct, mattes_of, take_away
 from zim_grounded.phrases import split_phrases
 from zim_grounded.scribbles import read_scribble
 
-#: the bundled photograph that is used without --image
-EXAMPLE = Path(__file__).with_name("puppy.jpg")
+#: what is used without --image: a cut-out dog and an umbrella laid over a photograph
+EXAMPLE = Path(__file__).with_name("dog.jpg")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -74,9 +74,10 @@ def _pictures(args: argparse.Namespace, report: Report) -> list[str]:
     """List the pictures, those of folders in the order of their names."""
     if not args.image:
         sys.stderr.write(
-            f"zim-grounded: no --image, so this is the bundled photograph {EXAMPLE.name}\n"
+            f"zim-grounded: no --image, so this is the bundled picture {EXAMPLE.name} "
+            "(a cut-out dog and an umbrella on a photograph)\n"
         )
-        report.extra["bundled_photograph"] = True
+        report.extra["bundled_picture"] = True
         return [str(EXAMPLE)]
     pictures: list[str] = []
     for name in args.image:
@@ -125,14 +126,7 @@ class Work:
         """Load the detector, then the model: the detector's weights are more likely missing."""
         args = self.args
         if self.detector_name is not None:
-            chosen = f"boxes:{args.boxes}" if args.boxes else self.detector_name
-            self.detector = load_detector(chosen, args.device)
-            box = self.detector.thresholds.box if args.threshold is None else args.threshold
-            self.detector.thresholds = Thresholds(
-                box=box, text=args.text_threshold, nms=args.nms, most=args.max_boxes
-            )
-            if hasattr(self.detector, "separate"):
-                self.detector.separate = args.separate  # pyright: ignore[reportAttributeAccessIssue]
+            self.detector = chosen_detector(args)
             limits = getattr(self.detector, "limits", None)
             if limits:
                 sys.stderr.write(f"zim-grounded: {limits}\n")
@@ -198,6 +192,8 @@ class Work:
             located = self._locate(detector, loaded.rgb, phrases)
             taken = self._locate(detector, loaded.rgb, self.without).found if self.without else []
         found = _top(located.found, args.top)
+        if found:
+            self._say_what_is_missing(target, located, detector.thresholds.box)
         table = self._table(loaded, phrases, located)
         if args.boxes_only or not found:
             return [Instance(f, None, None) for f in found], table
@@ -206,6 +202,19 @@ class Work:
         keep = distinct(found, alphas[: len(found)])
         instances = [Instance(found[i], take_away(alphas[i], away), scores[i]) for i in keep]
         return instances, table
+
+    def _say_what_is_missing(self, target: Target, located: Located, threshold: float) -> None:
+        """Say which phrases led to nothing, or to less than was asked for."""
+        name = Path(target.source).name
+        for phrase, best in located.best.items():
+            mine = [f for f in located.found if f.phrase == phrase]
+            if not mine:
+                text = f"nothing above {threshold:g}, best score seen {best:.2f}"
+            elif any(f.fallback for f in mine):
+                text = "no such part found, the box of its owner stands in"
+            else:
+                continue
+            sys.stderr.write(f"zim-grounded: {name}: {phrase!r}: {text}\n")
 
     def _locate(
         self, detector: CandidateDetector, rgb: NDArray[np.uint8], phrases: Sequence[str]
@@ -319,6 +328,23 @@ class Work:
                 failed[0] if single else f"{len(failed)} of {len(targets)} images failed"
             )
         return report
+
+
+def chosen_detector(args: argparse.Namespace) -> CandidateDetector:
+    """Load the detector that the flags of ``add_detector_flags`` ask for.
+
+    Raises:
+        ZimError: there is none, or its weights are missing.
+    """
+    name = f"boxes:{args.boxes}" if args.boxes else args.detector
+    detector = load_detector(name, args.device)
+    box = detector.thresholds.box if args.threshold is None else args.threshold
+    detector.thresholds = Thresholds(
+        box=box, text=args.text_threshold, nms=args.nms, most=args.max_boxes
+    )
+    if hasattr(detector, "separate"):
+        detector.separate = args.separate  # pyright: ignore[reportAttributeAccessIssue]
+    return detector
 
 
 class NothingFound(ZimError):
