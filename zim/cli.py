@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, run_program
-from zim.commands import auto, bench, doctor, evaluate, export, matte, models, serve
+from zim.commands import auto, batch, bench, doctor, evaluate, export, matte, models, serve
 
 COMMANDS = (
     Command(
@@ -17,7 +17,7 @@ COMMANDS = (
     ),
     Command("models", "list the models: what they are, licence, size, where", None, models.run),
     Command("doctor", "check this installation and say what is wrong", None, doctor.run),
-    Command("batch", "mattes for a long list of images, resumable"),
+    Command("batch", "mattes for a long list of images, resumable", batch.configure, batch.run),
     Command(
         "auto",
         "mattes of everything in an image, without prompts",

@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import zim
+from zim.cli import main
+from zim.images import encode_alpha
+from zim.testing import picture, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_model().save_pretrained(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return pictures(tmp_path / "in", 6)
+
+
+def pictures(root: Path, count: int) -> Path:
+    (root / "sub").mkdir(parents=True)
+    for k in range(count):
+        where = root / ("sub" if k % 2 else "") / f"p{k:02d}.png"
+        cv2.imwrite(str(where), picture(40, 56, k)[..., ::-1])
+    return root
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """Everything but the settings, which name the number of threads and the like."""
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+    }
+
+
+def batch(source: Path, output: Path, model: str, *more: str) -> list[str]:
+    args = ["batch", str(source), "--output", str(output), "--model", model, "--shard-size", "2"]
+    return [*args, "--device", "cpu", *more]
+
+
+def test_same_matte_as_the_library(folder, tmp_path, model):
+    assert main(batch(folder, tmp_path / "out", model)) == 0
+    want = zim.matte(folder / "sub/p01.png", model=zim.load(model, device="cpu"))
+    assert (tmp_path / "out/sub/p01.alpha.png").read_bytes() == encode_alpha(want.alpha)
+    assert len(list((tmp_path / "out").rglob("*.alpha.png"))) == 6
+
+
+def test_manifest_with_prompts_objects_and_broken_lines(folder, tmp_path, model, capsys):
+    rows = [
+        '{"image": "p00.png", "name": "clicks/a", "point": [[28, 20, 1], [-1, -1, -1]]}',
+        '{"image": "p00.png", "objects": [{"bbox": [5, 5, 50, 35]}, {"point": [[28, 20, 1]]}]}',
+        "not json",
+        '{"image": "p02.png", "name": "../up"}',
+        '{"image": "p04.png", "bbox": [900, 900, 950, 950]}',
+        '{"image": "gone.png"}',
+    ]
+    manifest = folder / "list.jsonl"
+    manifest.write_text("\n".join(rows))
+    assert main(batch(manifest, tmp_path / "out", model, "--json")) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"]["failed"] == 4
+    listed = (tmp_path / "out/failed.jsonl").read_text().splitlines()
+    failed = [json.loads(line) for line in listed]
+    for entry, part in zip(
+        failed, ("line 3", "leaves the output", "outside", "does not exist"), strict=True
+    ):
+        assert part in entry["error"]
+    made = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")
+    )
+    assert made == ["clicks/a.alpha.png", "p00.1.alpha.png", "p00.2.alpha.png"]
+
+
+def test_one_corrupt_picture_in_50_stops_nothing(tmp_path):
+    root = pictures(tmp_path / "in", 50)
+    (root / "p24.png").write_bytes((root / "p24.png").read_bytes()[:300])
+    assert main(batch(root, tmp_path / "out", "grabcut", "--shard-size", "8")) == 1
+    assert len(list((tmp_path / "out").rglob("*.alpha.png"))) == 49
+    (entry,) = (tmp_path / "out/failed.jsonl").read_text().splitlines()
+    assert json.loads(entry)["name"] == "p24"
+    cv2.imwrite(str(root / "p24.png"), picture(40, 56, 24)[..., ::-1])  # repaired
+    assert main(batch(root, tmp_path / "out", "grabcut", "--shard-size", "8")) == 0
+    assert (tmp_path / "out/failed.jsonl").read_text() == ""
+
+
+def test_a_finished_run_is_free_and_a_lost_shard_comes_back(folder, tmp_path, model, capsys):
+    out = tmp_path / "out"
+    assert main(batch(folder, out, model)) == 0
+    first = files(out)
+    (out / ".shards/000001.json").unlink()
+    victim = next(p for p in out.rglob("p04.alpha.png"))
+    victim.unlink()
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.alpha.png")}
+    capsys.readouterr()
+    main(batch(folder, out, model, "--json"))
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"]["done_before"] == 2
+    assert files(out) == first
+    untouched = [p for p, t in times.items() if p.stat().st_mtime_ns == t]
+    assert len(untouched) == 4
+
+
+def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, model, capsys):
+    assert main(batch(folder, tmp_path / "out", model)) == 0
+    assert main(batch(folder, tmp_path / "out", model, "--bits", "16")) == 1
+    assert "other settings" in capsys.readouterr().err
+    assert main(batch(folder, tmp_path / "out", model, "--bits", "16", "--overwrite")) == 0
+    assert main(batch(folder, folder, model)) == 1
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_ranks_and_processes_write_the_same_bytes(folder, tmp_path, model, monkeypatch):
+    assert main(batch(folder, tmp_path / "one", model)) == 0
+    assert main(batch(folder, tmp_path / "two", model, "--processes", "2")) == 0
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        assert main(batch(folder, tmp_path / "ranks", model)) == 0
+    assert files(tmp_path / "one") == files(tmp_path / "ranks")
+
+
+def test_kill_9_and_resume(tmp_path, model):
+    root = pictures(tmp_path / "in", 24)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "zim.cli", *batch(root, out, model)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".shards/0*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(out.glob(".shards/0*.json"))) < 12
+    assert main(batch(root, out, model)) == 0
+    assert main(batch(root, tmp_path / "whole", model)) == 0
+    left = {k: v for k, v in files(out).items() if not k.endswith(".tmp")}
+    assert left == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_writes_the_same_bytes(folder, tmp_path, model):
+    pytest.importorskip("ray.data")
+    assert main(batch(folder, tmp_path / "one", model)) == 0
+    assert main(batch(folder, tmp_path / "ray", model, "--engine", "ray", "--processes", "2")) == 0
+    assert files(tmp_path / "one") == files(tmp_path / "ray")
+
+
+def test_alpha_of_the_file_is_kept(tmp_path):
+    (tmp_path / "in").mkdir()
+    rgba = np.dstack([picture(40, 56)[..., ::-1], np.zeros((40, 56), np.uint8)])
+    rgba[:, 28:, 3] = 255
+    cv2.imwrite(str(tmp_path / "in/a.png"), rgba)
+    assert main(batch(tmp_path / "in", tmp_path / "out", "grabcut")) == 0
+    alpha = cv2.imread(str(tmp_path / "out/a.alpha.png"), cv2.IMREAD_UNCHANGED)
+    assert alpha is not None
+    assert not alpha[:, :28].any()

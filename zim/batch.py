@@ -1,0 +1,421 @@
+"""Mattes for a long list of pictures: shards with done-markers, any number of processes or Ray.
+
+A shard is ``shard_size`` rows. Its files are written one by one, each in one step, and then its
+marker ``.shards/<number>.json``, which also lists what failed. A killed run leaves shards without
+markers, which the next run does again; output is a pure function of rows, weights and settings, so
+that local processes, ranks of torchrun and Ray write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from zim._extras import require
+from zim._progress import track
+from zim.errors import ConfigError, ImageError, OutputError, PromptError, ZimError
+from zim.output import atomic_write
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+SHARDS = ".shards"
+#: in every folder we write to: which settings its files come from
+RECIPE = f"{SHARDS}/recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the bytes depend on besides the rows.
+
+    Attributes:
+        model: name or path, for :func:`zim.segmenters.load_segmenter`.
+        weights: hash of its files, empty where there are none here.
+        formats: kinds of result, each ``<name>.<kind>.png``.
+        bits: depth of rgba and alpha.
+        foreground: ``ml`` or ``none``.
+        background: of composites.
+        shard_size: rows per shard.
+        device: as for :func:`zim.load`.
+        dtype: as for :func:`zim.load`.
+        threads: of each process; sums depend on it in their last digit.
+    """
+
+    model: str = "nano"
+    weights: str = ""
+    formats: tuple[str, ...] = ("alpha",)
+    bits: int = 8
+    foreground: str = "ml"
+    background: str = "white"
+    shard_size: int = 64
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture and what is asked about it.
+
+    Attributes:
+        name: of its files, relative to the output folder, without a suffix.
+        image: file.
+        objects: prompts, each with ``point`` and ``bbox`` as in MicroMat-3K; empty for the whole
+            picture.
+        error: why the line of the manifest cannot be used.
+    """
+
+    name: str
+    image: str
+    objects: tuple[dict[str, Any], ...] = field(default=())
+    error: str | None = None
+
+
+def read_rows(source: Path) -> list[Row]:
+    """List a folder's pictures (with those in subfolders), or read a manifest.
+
+    A manifest's line is ``{"image": path}`` with, if wanted, ``name``, ``point``, ``bbox`` (or
+    several of these in ``objects``). Paths are relative to the manifest. A line that cannot be
+    used becomes a row with an error.
+
+    Raises:
+        ImageError: nothing is there, or two rows would write the same files.
+    """
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        rows = [Row(p.relative_to(source).with_suffix("").as_posix(), str(p)) for p in files]
+    elif source.is_file():
+        lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        rows = [_row(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
+    else:
+        raise ImageError(f"{source} does not exist; give a folder of pictures or a .jsonl manifest")
+    if not rows:
+        raise ImageError(f"{source} holds no pictures")
+    taken: dict[str, str] = {}
+    for row in rows:
+        if row.name in taken:
+            raise ImageError(
+                f"{taken[row.name]} and {row.image} would both write {row.name}; "
+                "give them names in a manifest"
+            )
+        taken[row.name] = row.image
+    return rows
+
+
+def _row(line: str, number: int, manifest: Path) -> Row:
+    fallback = f"line-{number}"
+    try:
+        data = json.loads(line)
+        image = str(data["image"])
+        name = str(data.get("name") or PurePosixPath(image).stem)
+        objects = data.get("objects")
+        if objects is None:
+            one = {k: data[k] for k in ("point", "bbox") if data.get(k) is not None}
+            objects = [one] if one else []
+        if not all(isinstance(o, dict) for o in objects):
+            raise TypeError("objects are not JSON objects")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"line {number} is not a JSON object with image ({type(error).__name__}: {error})"
+        return Row(fallback, f"{manifest.name}:{number}", error=why)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        return Row(fallback, image, error=f"line {number}: name {name!r} leaves the output folder")
+    return Row(name, str(manifest.parent / image), tuple(objects))
+
+
+def weights_hash(model: str) -> str:
+    """Hash the files of a model by content; empty where they are not on this disk."""
+    from zim.weights.registry import REGISTRY
+
+    path = REGISTRY[model].path() if model in REGISTRY else Path(model)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            return ""
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+class Worker:
+    """One process's model, and shard after shard."""
+
+    def __init__(self, recipe: Recipe, output: str) -> None:
+        """Load the model.
+
+        Raises:
+            ZimError: it is unknown or its weights are missing.
+        """
+        import cv2
+        import torch
+
+        from zim.segmenters import load_segmenter
+
+        torch.set_num_threads(recipe.threads)
+        cv2.setNumThreads(recipe.threads)
+        self.recipe, self.output = recipe, Path(output)
+        self.model = load_segmenter(recipe.model, device=recipe.device, dtype=recipe.dtype)
+
+    def shard(self, number: int, rows: Sequence[Row]) -> dict[str, Any]:
+        """Do a shard and write its marker; what fails is listed there, never raised."""
+        failed: list[dict[str, str]] = []
+        files = 0
+        for row in rows:
+            try:
+                if row.error is not None:
+                    raise PromptError(row.error)
+                files += self._one(row)
+            except OutputError:
+                raise  # a full disk is not the picture's fault
+            except Exception as error:  # a broken file can break a decoder in any way
+                why = " ".join(str(error).split()) or type(error).__name__
+                if not isinstance(error, ZimError):
+                    why = f"{type(error).__name__}: {why}"
+                failed.append({"image": row.image, "name": row.name, "error": why})
+        marker = {
+            "shard": number,
+            "rows": rows_hash(rows),
+            "count": len(rows),
+            "files": files,
+            "failed": failed,
+        }
+        atomic_write(marker_path(self.output, number), (json.dumps(marker) + "\n").encode())
+        return marker
+
+    def __call__(self, batch: Any) -> Any:
+        """Serve Ray's ``map_batches``: a column of shards as JSON to a column of markers."""
+        done = []
+        for text in batch["shard"]:
+            number, rows = json.loads(str(text))
+            done.append(json.dumps(self.shard(number, [Row(**row) for row in rows])))
+        return {"marker": done}
+
+    def _one(self, row: Row) -> int:
+        from zim.result import Kind
+
+        encoded: list[tuple[Path, bytes]] = []
+        for k, asked in enumerate(row.objects or ({},), 1):
+            matte = self._matte(row, asked)
+            number = f".{k}" if len(row.objects) > 1 else ""
+            for kind in self.recipe.formats:
+                data = matte.encode(
+                    cast("Kind", kind),
+                    ".png",
+                    bits=cast("Any", self.recipe.bits),
+                    background=self.recipe.background,
+                    foreground=cast("Any", self.recipe.foreground),
+                )
+                encoded.append((self.output / f"{row.name}{number}.{kind}.png", data))
+        for path, data in encoded:  # all objects or none
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, data)
+        return len(encoded)
+
+    def _matte(self, row: Row, asked: dict[str, Any]) -> Any:
+        from zim.api import matte
+        from zim.images import load_image
+        from zim.predictor import ZimPredictor
+        from zim.prompts import Prompt
+        from zim.result import Matte
+
+        points = [p for p in asked.get("point") or [] if len(p) < 3 or p[2] >= 0] or None
+        box = asked.get("bbox")
+        if isinstance(self.model, ZimPredictor):
+            return matte(row.image, points=points, box=box, model=self.model)
+        picture = load_image(row.image)
+        size = (picture.rgb.shape[0], picture.rgb.shape[1])
+        prompt = Prompt.create(size, points=points, box=box)
+        self.model.set_image(picture.rgb)
+        some = len(prompt.points) > 0
+        alpha, scores, low = self.model.predict(
+            point_coords=prompt.points if some else None,
+            point_labels=prompt.labels if some else None,
+            box=prompt.box,
+            multimask_output=False,
+        )
+        own = 1.0 if picture.alpha is None else picture.alpha
+        return Matte(picture.rgb, alpha[0] * own, score=float(scores[0]), low_res=low[0])
+
+
+def rows_hash(rows: Sequence[Row]) -> str:
+    """Hash what a shard's rows ask for, and the sizes of their pictures."""
+    digest = hashlib.sha256()
+    for row in rows:
+        try:
+            size = Path(row.image).stat().st_size
+        except OSError:
+            size = -1
+        digest.update(json.dumps([asdict(row), size], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def marker_path(output: Path, number: int) -> Path:
+    """Return where a shard's done-marker lies."""
+    return output / SHARDS / f"{number:06d}.json"
+
+
+def read_marker(output: Path, number: int, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return a shard's marker if it is done for exactly these rows, else None."""
+    try:
+        marker = json.loads(marker_path(output, number).read_text(encoding="utf-8"))
+        return marker if marker["rows"] == rows_hash(rows) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Claim the output folder for a recipe.
+
+    Raises:
+        OutputError: it holds other files, or results of another recipe, and may not be reused.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / RECIPE
+    data = (json.dumps(asdict(recipe), indent=1) + "\n").encode()
+    if path.is_file():
+        if path.read_bytes() != data and not overwrite:
+            raise OutputError(
+                f"{output} holds results of other settings; use another --output or --overwrite"
+            )
+    elif any(output.iterdir()) and not overwrite and not (output / SHARDS).is_dir():
+        raise OutputError(f"{output} is not empty; use another --output or --overwrite")
+    (output / SHARDS).mkdir(exist_ok=True)
+    if overwrite:
+        for marker in (output / SHARDS).glob("*.json"):
+            marker.unlink()
+    if not path.is_file():
+        atomic_write(path, data)
+
+
+def run(
+    rows: Sequence[Row],
+    output: Path,
+    recipe: Recipe,
+    *,
+    engine: str = "local",
+    processes: int = 1,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Do all shards that are not done, and list every failure in ``failed.jsonl``.
+
+    Args:
+        rows: of :func:`read_rows`.
+        output: folder, claimed with :func:`prepare`.
+        recipe: settings.
+        engine: ``local`` or ``ray``.
+        processes: local processes, or Ray's actors.
+        retry_failed: do shards with failures again.
+
+    Returns:
+        Counts: ``rows``, ``shards``, ``done_before`` (shards), ``failed``, ``to_do`` (shards that
+        other ranks have not finished), and the failures.
+
+    Raises:
+        ZimError: the model cannot be loaded, Ray is missing, or the disk cannot be written.
+    """
+    size = recipe.shard_size
+    shards = [rows[k : k + size] for k in range(0, len(rows), size)]
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    todo: list[tuple[int, Sequence[Row]]] = []
+    before = 0
+    for number, shard in enumerate(shards):
+        marker = read_marker(output, number, shard)
+        if marker is not None and not (retry_failed and marker["failed"]):
+            before += 1
+        elif number % world == rank:
+            todo.append((number, shard))
+    if todo:
+        if engine == "ray":
+            work = _ray(todo, output, recipe, processes)
+        elif engine == "local":
+            work = _local(todo, output, recipe, processes)
+        else:
+            raise ConfigError(f"engine {engine!r} is unknown; expected local or ray")
+        for _ in track(work, "shards", len(todo)):
+            pass
+    markers = [read_marker(output, number, shard) for number, shard in enumerate(shards)]
+    failed = [entry for marker in markers if marker is not None for entry in marker["failed"]]
+    text = "".join(json.dumps(entry) + "\n" for entry in failed)
+    atomic_write(output / "failed.jsonl", text.encode())
+    return {
+        "rows": len(rows),
+        "shards": len(shards),
+        "done_before": before,
+        "to_do": sum(marker is None for marker in markers),
+        "failed": len(failed),
+        "failures": failed,
+    }
+
+
+def _local(
+    todo: Sequence[tuple[int, Sequence[Row]]], output: Path, recipe: Recipe, processes: int
+) -> Iterator[dict[str, Any]]:
+    if processes == 1:
+        worker = Worker(recipe, str(output))
+        for number, rows in todo:
+            yield worker.shard(number, rows)
+        return
+    with ProcessPoolExecutor(
+        min(processes, len(todo)),
+        mp_context=get_context("spawn"),
+        initializer=_start,
+        initargs=(recipe, str(output)),
+    ) as pool:
+        futures = [pool.submit(_shard, number, list(rows)) for number, rows in todo]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(recipe: Recipe, output: str) -> None:
+    _state["job"] = (recipe, output)
+
+
+def _shard(number: int, rows: Sequence[Row]) -> dict[str, Any]:
+    if "worker" not in _state:  # here and not in the initializer, whose errors are lost
+        _state["worker"] = Worker(*_state["job"])
+    return _state["worker"].shard(number, rows)
+
+
+def _ray(
+    todo: Sequence[tuple[int, Sequence[Row]]], output: Path, recipe: Recipe, actors: int
+) -> Iterator[dict[str, Any]]:
+    ray = require("ray", "ray")
+    data = require("ray.data", "ray")
+    from zim.api import choose_device
+
+    gpu = choose_device(recipe.device).type == "cuda"
+    started = not ray.is_initialized()
+    if started:
+        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+        if not os.environ.get("RAY_ADDRESS"):
+            options["num_cpus"] = max(actors + 1, os.cpu_count() or 1)
+        ray.init(**options)
+    try:
+        data.DataContext.get_current().enable_progress_bars = False
+        items = [
+            {"shard": json.dumps([number, [asdict(row) for row in rows]])} for number, rows in todo
+        ]
+        table = data.from_items(items).repartition(len(items))
+        mapped = table.map_batches(
+            Worker,
+            fn_constructor_args=(recipe, str(output.resolve())),
+            batch_size=1,
+            batch_format="numpy",
+            num_gpus=1 if gpu else 0,
+            num_cpus=1,
+            compute=data.ActorPoolStrategy(size=actors),
+        )
+        for row in mapped.iter_rows():
+            yield json.loads(str(row["marker"]))
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,99 @@
+"""``zim batch``: mattes for a long list of pictures, resumable after any interruption."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from zim._progress import progress_on_stderr
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.commands.outputs import FORMATS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim batch``."""
+    parser.add_argument(
+        "source",
+        metavar="MANIFEST.jsonl|DIR",
+        help='a folder of pictures, or lines {"image": path, "point": [[x,y,label]], "bbox": '
+        "[x0,y0,x1,y1]}; paths are relative to the manifest",
+    )
+    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS[:3],
+        default=["alpha"],
+        metavar="KIND",
+        help=f"any of {', '.join(FORMATS[:3])} [alpha]; files are <name>.<kind>.png",
+    )
+    parser.add_argument("--background", default="white", metavar="COLOUR|FILE", help="[white]")
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="depth [8]")
+    parser.add_argument(
+        "--foreground", choices=("ml", "none"), default="ml", help="as in zim matte [ml]"
+    )
+    group = parser.add_argument_group("work; --threads is per process and 1 by default")
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="who does the shards [local]"
+    )
+    group.add_argument(
+        "--processes", type=positive_int, default=1, metavar="N", help="or Ray's actors [1]"
+    )
+    group.add_argument(
+        "--shard-size", type=positive_int, default=64, metavar="N", help="rows per shard [64]"
+    )
+    group.add_argument("--retry-failed", action="store_true", help="do shards with failures again")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Do what is not done yet; exit 1 if anything failed."""
+    if args.output in (None, "-"):
+        raise UsageError("--output DIR is needed: mattes and the state of the work go there")
+    if args.skip_existing:
+        raise UsageError("--skip-existing: finished shards are always kept; leave it out")
+    output = Path(args.output).expanduser()
+    report = Report(model=args.model, outputs={"folder": str(output)})
+    args.threads = args.threads or 1
+    with timed(report.seconds, "start"):
+        apply_runtime(args)
+        from zim import batch
+
+        rows = batch.read_rows(Path(args.source).expanduser())
+        recipe = batch.Recipe(
+            model=args.model,
+            weights=batch.weights_hash(args.model),
+            formats=tuple(dict.fromkeys(args.format)),
+            bits=args.bits,
+            foreground=args.foreground,
+            background=args.background,
+            shard_size=args.shard_size,
+            device=args.device,
+            dtype=args.dtype,
+            threads=args.threads,
+        )
+        batch.prepare(output, recipe, overwrite=args.overwrite)
+    with timed(report.seconds, "matte"), progress_on_stderr():
+        done = batch.run(
+            rows,
+            output,
+            recipe,
+            engine=args.engine,
+            processes=args.processes,
+            retry_failed=args.retry_failed,
+        )
+    failures = done.pop("failures")
+    report.metrics = done
+    report.outputs["failed"] = str(output / "failed.jsonl")
+    report.extra["failures"] = failures
+    good = done["rows"] - done["failed"]
+    report.lines.append(f"{good} of {done['rows']} pictures are in {output}")
+    if failures:
+        report.failed = True
+        report.extra["error"] = f"{len(failures)} of {done['rows']} pictures failed"
+        first = failures[0]
+        sys.stderr.write(
+            f"zim batch: {len(failures)} failed, see {output / 'failed.jsonl'}; "
+            f"the first: {first['image']}: {first['error']}\n"
+        )
+    return report
