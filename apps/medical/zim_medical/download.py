@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,15 @@ def download(dataset: str, root: Path) -> None:
     apps: Any = require("monai.apps", "medical")
     known = apps.DecathlonDataset
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        apps.download_and_extract(
-            known.resource[task],
-            root / f"{task}.tar",
-            root,
-            hash_val=known.md5[task],
-            hash_type="md5",
-            progress=False,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        (root / f"{task}.tar").unlink(missing_ok=True)
-        detail = " ".join(str(error).split())
-        raise DownloadError(f"{task} could not be fetched ({detail}); try again") from error
+    with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=root) as name:
+        # unpacked beside its place and then renamed: a broken download leaves nothing behind
+        archive = Path(name) / f"{task}.tar"
+        try:
+            apps.download_url(
+                known.resource[task], archive, known.md5[task], hash_type="md5", progress=False
+            )
+            apps.extractall(archive, Path(name) / "unpacked", has_base=False)
+            (Path(name) / "unpacked" / task).rename(root / task)
+        except (OSError, RuntimeError, ValueError) as error:
+            detail = " ".join(str(error).split())
+            raise DownloadError(f"{task} could not be fetched ({detail}); try again") from error

@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--box-margin", type=int, metavar="PX", help="added to every side of boxes")
     group.add_argument("--connectivity", type=int, choices=(4, 8))
     group.add_argument(
-        "--axis", choices=("0", "1", "2", "all"), help="0 sagittal, 1 coronal, 2 axial"
+        "--axis", type=_axis, metavar="NAME", help="axial, coronal, sagittal (or 2, 1, 0) or all"
     )
     group.add_argument(
         "--classes", choices=("auto", "merge", "each"), help="labels as one, or each"
@@ -283,6 +283,13 @@ def _datasets(text: str) -> tuple[str, ...]:
             f"unknown dataset {unknown[0]!r}; expected {', '.join(NAMES)}"
         )
     return names
+
+
+def _axis(text: str) -> str:
+    number = {"sagittal": "0", "coronal": "1", "axial": "2"}.get(text, text)
+    if number not in ("0", "1", "2", "all"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected axial, coronal, sagittal or all")
+    return number
 
 
 def _modes(text: str) -> tuple[int, ...]:

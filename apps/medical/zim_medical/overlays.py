@@ -66,7 +66,7 @@ def sheet(
         scale = max(1, round(_HEIGHT / picture.image.shape[0]))
         image = _enlarge(picture.image, scale, cv2.INTER_CUBIC)
         name = row["case_id"].removeprefix(f"{dataset.name}_") + (
-            "" if not axis else f", {row['slice']}"
+            "" if not axis else f", slice {row['slice']}"
         )
         name += "" if cls == "all" else f" {cls}"
         line = [
