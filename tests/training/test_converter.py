@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -127,8 +128,7 @@ def test_sam2_weights_load_with_a_silent_label_channel(tmp_path: Path) -> None:
     model = Converter("tiny")
     config = model.trunk.config.to_dict() | {"num_channels": 3}
     backbone = transformers.Sam2HieraDetModel(transformers.Sam2HieraDetConfig(**config))
-    sam2 = type("Sam2", (), {})()
-    sam2.vision_encoder = type("Encoder", (), {"backbone": backbone})()
+    sam2 = SimpleNamespace(vision_encoder=SimpleNamespace(backbone=backbone))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.Sam2Model, "from_pretrained", lambda *_, **__: sam2)
         assert model.load_trunk(tmp_path) == len(backbone.state_dict())
