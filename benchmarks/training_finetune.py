@@ -59,7 +59,17 @@ def main() -> None:
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         words = ["matte", "--data", own, "--init", "nano", "--freeze", "image_encoder"]
-        words += ["--max-steps", args.steps, "--output", run, "--device", "cpu", "--json"]
+        words += [
+            "--max-steps",
+            args.steps,
+            "--held-out",
+            0.3,
+            "--output",
+            run,
+            "--device",
+            "cpu",
+            "--json",
+        ]
         code = cli.main([str(w) for w in words])
     result = json.loads(text.getvalue())
     picture = next((own / "image").glob("*.jpg"))

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 import zim
+from zim.errors import OutputError
 from zim_training import cli
+from zim_training.checkpoint import write_atomically
 from zim_training.loop import Loop, learning_rate
 from zim_training.matting.config import PRESETS
 from zim_training.matting.prompting import PAD, box_prompt, point_prompt
@@ -153,6 +155,38 @@ def test_two_micro_batches_are_one_batch(own: Path, tmp_path: Path) -> None:
     loop.close()
     assert any(not torch.equal(before[k], v) for k, v in loop.task.model.state_dict().items())
     assert zim.load(tmp_path / "export").config.name == "tiny"
+
+
+def test_checkpointing_changes_nothing_but_memory(own: Path) -> None:
+    batches, gradients = [], []
+    for on in (False, True):
+        config = dataclasses.replace(TINY, checkpointing=on)
+        task = MatteTask(config, open_source(own, 0.2))
+        batches.append(task.samples(np.random.default_rng(0), 2))
+        task.loss(task.model, batches[-1])[0].backward()
+        gradients.append(
+            {k: p.grad for k, p in task.model.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        write_atomically(small / "last.pt", {"step": 1})
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_atomically(small / "last.pt", {"x": torch.zeros(1 << 20)})
+        assert [p.name for p in small.iterdir()] == ["last.pt"]
+        assert torch.load(small / "last.pt", weights_only=True) == {"step": 1}
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_frozen_encoder_stays(own: Path, tmp_path: Path) -> None:

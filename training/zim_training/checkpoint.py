@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from zim.config import PRESETS, ZimConfig
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, OutputError
 from zim.output import atomic_write
 
 
@@ -43,11 +43,21 @@ class Ema:
 
 
 def write_atomically(path: Path, payload: dict[str, Any]) -> None:
-    """Save with ``torch.save`` under a temporary name, then rename."""
+    """Save with ``torch.save`` under a temporary name, then rename.
+
+    Raises:
+        OutputError: it cannot be written; an older file stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save(payload, temporary)
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"{path} cannot be written ({reason}); free space or choose another --output, the run "
+            "goes on from the checkpoint that is there"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,6 +25,8 @@ class TrainConfig:
     decay: float = setting(0.1, "weight decay")
     clip: float = setting(1.0, "largest gradient norm")
     gradient: float = setting(10.0, "lambda of the gradient loss", "Eq. 1, Table 8b")
+    entropy: float = setting(0.0, "weight of cross-entropy; the paper has none")
+    overlap: float = setting(0.0, "weight of 1 - soft IoU; the paper has none")
     box: float = setting(0.5, "probability of a box prompt, else points")
     jitter: float = setting(0.1, "largest move of a box's side, as a share", "Sec. 5.1")
     single: float = setting(0.25, "of the point prompts, probability of a lone positive")
@@ -41,6 +43,7 @@ class TrainConfig:
     accumulate: int = setting(1, "micro-batches per step")
     precision: str = setting("auto", "bf16, float32, or auto (bf16 on GPUs)")
     workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
+    checkpointing: bool = setting(False, "trade time for memory in the image encoder")
     save_every: int = setting(5000, "steps between checkpoints")
     eval_every: int = setting(10_000, "steps between evaluations")
     keep: int = setting(3, "checkpoints kept besides the last")
@@ -54,6 +57,7 @@ PRESETS = {
     "finetune": TrainConfig(
         model="nano", init="nano", freeze_norm=True, batch=4, steps=400, rate=1e-4, warm_up=20,
         decay=0.02, ema=0.98, workers=0, save_every=100, eval_every=100, log_every=20, held_out=0.2,
+        gradient=2.0, entropy=0.3, overlap=0.3,  # the losses nano was trained with
     ),
     "test": TrainConfig(
         model="tiny", batch=4, steps=200, rate=1e-3, warm_up=10, decay=0.01, ema=0.97,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import zim
 from zim import metrics
@@ -110,6 +112,7 @@ class MatteTask:
         self.network = network or build_model(config)
         self.model: nn.Module = self.network
         self.size = self.network.config.image_size
+        self._recomputes = False
 
     def samples(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
         """Draw a batch of ``count`` pictures with a prompt for each matte."""
@@ -190,6 +193,10 @@ class MatteTask:
         """Token 0 answers every prompt; for lone clicks the best of tokens 1 to 3 learns too."""
         c = self.config
         self._hold_still()
+        if c.checkpointing and not self._recomputes:
+            # only now: the averaged copy of the network is made before, and must not call this one
+            recompute_blocks(self.network)
+            self._recomputes = True
         inside = _inside(batch["size"], self.size)
         images = self.network.preprocess(batch["image"]) * inside
         out = model(
@@ -202,7 +209,9 @@ class MatteTask:
         else:
             factor = alpha.shape[-1] // logits.shape[-1]
             alpha, valid = F.avg_pool2d(alpha, factor), F.avg_pool2d(valid, factor)
-        losses = matte_loss(logits, alpha, valid, gradient=c.gradient, entropy=0.0, overlap=0.0)
+        losses = matte_loss(
+            logits, alpha, valid, gradient=c.gradient, entropy=c.entropy, overlap=c.overlap
+        )
         labels = batch["labels"]
         lone = ((labels == 1).sum(1) == 1) & ~((labels == 0) | (labels >= 2)).any(1)
         total = losses[:, 0].mean()
@@ -277,6 +286,12 @@ class MatteTask:
     def extra_state(self) -> dict[str, Any]:
         """Return the network's configuration, so that ``zim-train bundle`` can read the run."""
         return {"network": self.network.config.to_dict()}
+
+
+def recompute_blocks(network: zim.Zim) -> None:
+    """Keep only the inputs of the encoder's blocks and compute the rest again going backwards."""
+    for block in network.image_encoder.blocks:  # pyright: ignore
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _inside(sizes: Tensor, side: int) -> Tensor:
