@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
 from zim.commands.outputs import Result
-from zim.errors import OutputError, ZimError
+from zim.errors import ImageError, OutputError, ZimError
 
 if TYPE_CHECKING:
     from zim.automatic import ZimAutomaticMaskGenerator
     from zim.commands.auto_files import Target
+
+#: what is taken from a folder
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: overlays on a folder's contact sheet
+SHEET_ROWS, SHEET_COLUMNS = 4, 4
 
 #: flags that are parameters of the generator under the same names
 SEARCH: tuple[tuple[str, Any, str], ...] = (
@@ -36,7 +41,12 @@ SEARCH: tuple[tuple[str, Any, str], ...] = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim auto``."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, - is stdin")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE|DIR",
+        help="pictures, - is stdin; a folder's results go to <output>/<its name>, with sheet.jpg",
+    )
     parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
     parser.add_argument(
         "--rle",
@@ -60,13 +70,15 @@ def run(args: argparse.Namespace) -> Report:
     output = Path(args.output or ".").expanduser()
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; give a folder")
-    stems = _stems(args.images)
+    inputs = _inputs(args.images, output)
+    images = [image for image, _ in inputs]
+    stems = _stems(inputs)
     from zim.commands.auto_files import Target
 
     report = Report(model=args.model, items=[])
     todo: list[tuple[str, Target]] = []
-    for image, stem in zip(args.images, stems, strict=True):
-        target = Target(output, stem, args.rle)
+    for (image, folder), stem in zip(inputs, stems, strict=True):
+        target = Target(folder, stem, args.rle)
         existing = target.existing()
         if existing is None or args.overwrite:
             todo.append((image, target))
@@ -85,22 +97,60 @@ def run(args: argparse.Namespace) -> Report:
         with progress_on_stderr():
             for image, target in track(todo, "images"):
                 _one_image(args, generator, image, target, report)
-    _finish(report, args.images)
+        changed = {target.output for _, target in todo} - {output}
+        if changed:
+            with timed(report.seconds, "sheet"):
+                _sheets(report, inputs, changed)
+    _finish(report, images)
     return report
 
 
-def _stems(images: list[str]) -> list[str]:
+def _inputs(given: list[str], output: Path) -> list[tuple[str, Path]]:
+    """Pair every picture with the folder its results go to; folders become their pictures."""
+    inputs: list[tuple[str, Path]] = []
+    for name in given:
+        folder = Path(name).expanduser()
+        if name == "-" or not folder.is_dir():
+            inputs.append((name, output))
+            continue
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+        if not found:
+            raise ImageError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+        inputs += [(str(p), output / folder.resolve().name) for p in found]
+    return inputs
+
+
+def _stems(inputs: list[tuple[str, Path]]) -> list[str]:
     """Name the folders of results; two pictures must not share one."""
-    taken: dict[str, str] = {}
-    for image in images:
+    taken: dict[tuple[Path, str], str] = {}
+    for image, folder in inputs:
         stem = Result(image).stem
-        if stem in taken:
+        if (folder, stem) in taken:
             raise UsageError(
-                f"{taken[stem]} and {image} would both write {stem}; "
+                f"{taken[folder, stem]} and {image} would both write {stem}; "
                 "run them into different folders"
             )
-        taken[stem] = image
-    return list(taken)
+        taken[folder, stem] = image
+    return [stem for _, stem in taken]
+
+
+def _sheets(report: Report, inputs: list[tuple[str, Path]], changed: set[Path]) -> None:
+    """Lay out overlays of every folder that was given, evenly chosen, on one sheet each."""
+    from zim.images import load_image, save_rgb
+    from zim.viz import contact_sheet
+
+    for folder in sorted(changed):
+        overlays = [folder / f"{Result(i).stem}.overlay.png" for i, f in inputs if f == folder]
+        overlays = [path for path in overlays if path.is_file()]
+        count = min(len(overlays), SHEET_ROWS * SHEET_COLUMNS)
+        if not count:
+            continue
+        chosen = [overlays[k * len(overlays) // count] for k in range(count)]
+        cells = [(load_image(p).rgb, p.name.removesuffix(".overlay.png")) for p in chosen]
+        rows = [cells[k : k + SHEET_COLUMNS] for k in range(0, count, SHEET_COLUMNS)]
+        save_rgb(folder / "sheet.jpg", contact_sheet(rows))
+        report.outputs[f"sheet_{folder.name}"] = str(folder / "sheet.jpg")
+        report.lines.append(str(folder / "sheet.jpg"))
 
 
 def _generator(args: argparse.Namespace) -> ZimAutomaticMaskGenerator:
@@ -176,7 +226,8 @@ def _finish(report: Report, images: list[str]) -> None:
     items = report.items or []
     items.sort(key=lambda item: images.index(item["input"]))
     if len(items) == 1:
-        report.outputs, report.metrics = items[0]["outputs"], items[0]["metrics"]
+        report.outputs = items[0]["outputs"] | report.outputs
+        report.metrics = items[0]["metrics"]
         if items[0]["error"]:
             report.extra["error"] = items[0]["error"]
     elif report.failed:
