@@ -43,7 +43,9 @@ class Service:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError as error:
-            future.cancel()
+            if future.cancelled() or future.cancel():  # its turn never came
+                text = f"the service is busy: no turn within {seconds:g} s; try again"
+                raise Problem(429, text, {"Retry-After": "5"}) from error
             raise Problem(503, f"no answer within {seconds:g} s", {"Retry-After": "5"}) from error
 
     async def in_pool(self, work: Callable[..., T], *args: Any) -> T:

@@ -40,13 +40,15 @@ class Lane:
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._limit = limit
         self.batched = 0
+        #: taken from the queue to look for company, not begun yet; the thread's own
+        self._held: list[Job | None] = []
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Return the number of jobs that no thread has taken yet."""
-        return self._jobs.qsize()
+        """Return the number of jobs that are not begun yet."""
+        return self._jobs.qsize() + len(self._held)
 
     def submit(self, job: Job) -> Future[Any]:
         """Queue a job.
@@ -54,7 +56,7 @@ class Lane:
         Raises:
             Problem: 429, the queue is full.
         """
-        if self._jobs.qsize() >= self._limit:
+        if self.waiting >= self._limit:
             raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
         self._jobs.put(job)
         return job.future
@@ -65,28 +67,26 @@ class Lane:
         self._thread.join(10)
 
     def _loop(self) -> None:
-        held: list[Job | None] = []
         while True:
-            job = held.pop(0) if held else self._jobs.get()
+            job = self._held.pop(0) if self._held else self._jobs.get()
             if job is None:
                 return
             batch = [job]
             if job.group is not None:
-                held += self._drain()
-                same = [j for j in held if j is not None and j.group == job.group][: BATCH - 1]
-                held = [j for j in held if j not in same]
+                self._drain()
+                same = [j for j in self._held if j is not None and j.group == job.group]
+                same = same[: BATCH - 1]
+                self._held = [j for j in self._held if j not in same]
                 batch += same
             self._run([j for j in batch if j.future.set_running_or_notify_cancel()])
-            del job, batch
+            del job, batch  # a picture must not live on in an idle thread
 
-    def _drain(self) -> list[Job | None]:
-        taken: list[Job | None] = []
-        while len(taken) < BATCH:
+    def _drain(self) -> None:
+        while True:
             try:
-                taken.append(self._jobs.get_nowait())
+                self._held.append(self._jobs.get_nowait())
             except queue.Empty:
-                break
-        return taken
+                return
 
     def _run(self, batch: list[Job]) -> None:
         if not batch:

@@ -1,0 +1,149 @@
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from zim.serve.cache import Cache, Entry, embedding_id
+from zim.serve.engine import Engine
+from zim.serve.problems import Problem
+from zim.serve.service import Service
+from zim.serve.settings import Settings
+from zim.serve.worker import Job, Lane
+
+
+@pytest.fixture
+def lane():
+    made = Lane("test", 4)
+    yield made
+    made.close()
+
+
+def blocked(lane: Lane) -> threading.Event:
+    """Keep the lane's thread busy until the event is set."""
+    gate, begun = threading.Event(), threading.Event()
+    lane.submit(Job(lambda _: [begun.set() or gate.wait(10)], None))
+    assert begun.wait(5)
+    return gate
+
+
+def test_jobs_of_one_group_share_a_run_and_keep_their_answers(lane):
+    seen = []
+
+    def run(values):
+        seen.append(list(values))
+        return [10 * v for v in values]
+
+    gate = blocked(lane)
+    groups = "abaa"
+    futures = [lane.submit(Job(run, i, group)) for i, group in enumerate(groups)]
+    gate.set()
+    assert [f.result(5) for f in futures] == [0, 10, 20, 30]
+    assert seen == [[0, 2, 3], [1]]
+
+
+def test_the_queue_is_bounded_whatever_the_groups(lane):
+    gate = blocked(lane)
+    for turn in range(4):
+        lane.submit(Job(lambda values: list(values), turn, turn))
+    with pytest.raises(Problem) as refused:
+        lane.submit(Job(lambda values: list(values), 9, 9))
+    assert refused.value.status == 429
+    gate.set()
+
+
+def test_held_jobs_count_as_waiting(lane):
+    first, second = threading.Event(), threading.Event()
+    gate = blocked(lane)
+    lane.submit(Job(lambda v: [first.set() or second.wait(10)], 0, "first"))
+    for turn in range(3):
+        lane.submit(Job(lambda values: list(values), turn, turn))
+    gate.set()
+    assert first.wait(5)
+    assert lane.waiting == 3
+    second.set()
+
+
+def test_a_bad_job_fails_alone(lane):
+    def run(values):
+        if 1 in values:
+            raise ValueError("one")
+        return list(values)
+
+    gate = blocked(lane)
+    futures = [lane.submit(Job(run, i, "same")) for i in range(3)]
+    gate.set()
+    assert futures[0].result(5) == 0
+    assert futures[2].result(5) == 2
+    with pytest.raises(ValueError, match="one"):
+        futures[1].result(5)
+
+
+def test_a_job_nobody_waits_for_is_dropped(model):
+    engine = Engine(Settings(models=("tiny",)), {"tiny": model})
+    ran = []
+    gate = blocked(engine.long_lane)
+    service = Service(engine)
+
+    async def impatient() -> None:
+        await service.wait(engine.long(lambda: ran.append(1)), 0.05)
+
+    with pytest.raises(Problem) as refused:
+        asyncio.run(impatient())
+    assert refused.value.status == 429
+    gate.set()
+    engine.close()
+    assert ran == []
+
+
+def entry(number: int, worker: int = 0) -> Entry:
+    return Entry(str(number), "tiny", np.zeros((10, 10, 3), np.uint8), None, worker)
+
+
+def test_the_least_recently_used_goes_first():
+    cache = Cache(900)
+    for number in range(3):
+        cache.put(entry(number))
+    assert cache.get("0") is not None
+    cache.put(entry(3))
+    assert cache.get("1") is None
+    assert all(cache.get(k) is not None for k in "023")
+    assert cache.nbytes == 900
+    assert cache.evicted == 1
+
+
+def test_ids_depend_on_model_and_content():
+    ids = {embedding_id(m, d) for m in ("a", "b") for d in (b"x", b"y")}
+    assert len(ids) == 4
+    assert embedding_id("a", b"x") == embedding_id("a", b"x")
+
+
+def test_prompts_that_arrive_together_equal_those_that_come_alone(model, png):
+    engine = Engine(Settings(models=("tiny",), workers=2), {"tiny": model})
+    opened = engine.open(png, "tiny")
+    prompts = [{"points": [(x, 20, 1)]} for x in (10, 30, 50)]
+    alone = [engine.ask(opened, p, 1, "full").result(20).mattes for p in prompts]
+    before = sum(lane.batched for lane in engine.lanes)
+    gate = blocked(engine.lanes[opened.worker])
+    futures = [engine.ask(opened, p, 1, "full") for p in prompts]
+    gate.set()
+    for future, matte in zip(futures, alone, strict=True):
+        assert np.abs(future.result(20).mattes - matte).max() < 1e-4
+    assert sum(lane.batched for lane in engine.lanes) == before + 1
+    engine.close()
+
+
+def test_a_large_picture_is_answered_small_while_clicking(model):
+    engine = Engine(Settings(models=("tiny",)), {"tiny": model})
+    large = Entry("k", "tiny", np.zeros((1000, 2560, 3), np.uint8), None, 0)
+    prompt = engine.prompt(
+        large, {"points": [(2559, 999, 1)], "box": (0, 0, 2560, 1000)}, "preview"
+    )
+    assert prompt.box is not None
+    assert prompt.box.tolist() == [0, 0, 1280, 500]
+    assert prompt.points.tolist() == [[1279.25, 499.25]]
+    start = time.perf_counter()
+    assert engine.ask(large, {}, 1, "preview").result(60).mattes.shape == (1, 500, 1280)
+    assert time.perf_counter() - start < 60
+    engine.close()
