@@ -2,17 +2,157 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from zim.commandline import Command, run_command
+from zim.commandline import Command, Report, positive_int, run_command, run_program
+from zim.commands.prompt_flags import parse_box, parse_point
+from zim_sa3d.presets import POINTS
 
-COMMAND = Command("zim-sa3d", "segment an object in a 3D scene from prompts in one view")
+
+def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> None:
+    group = parser.add_argument_group("scene")
+    group.add_argument(
+        "--scene",
+        default=scene,
+        required=scene is None,
+        metavar="NAME|FOLDER",
+        help="synthetic (built in), an LLFF or 360 scene by name, or a folder with "
+        f"transforms.json or poses_bounds.npy; presets: {', '.join(POINTS)}",
+    )
+    group.add_argument("--data", metavar="DIR", help="where scenes lie [ZIM_HOME/datasets]")
+    group.add_argument(
+        "--factor",
+        type=positive_int,
+        default=4,
+        metavar="N",
+        help="pictures are made N times smaller [4]",
+    )
+    group.add_argument("--steps", type=positive_int, metavar="N", help="training steps")
+    group = parser.add_argument_group("prompt (pixels of the view at its working size)")
+    group.add_argument("--view", metavar="N|NAME", help="where the prompt is [first training view]")
+    group.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y[,LABEL]")
+    group.add_argument("--box", type=parse_box, metavar="X0,Y0,X1,Y1")
+    group.add_argument("--prompts", metavar="FILE", help='JSON {"view", "point", "bbox"}')
+    group.add_argument(
+        "--object",
+        default="ball",
+        metavar="NAME",
+        help="of a synthetic scene: one click on it [ball]",
+    )
+    group = parser.add_argument_group("segmentation")
+    group.add_argument(
+        "--model", default="nano", metavar="NAME", help="see zim models; oracle: true mattes"
+    )
+    group.add_argument("--binarize", type=float, default=0.3, metavar="A", help="[0.3]")
+    group.add_argument("--num-prompts", type=positive_int, default=10, metavar="N", help="[10]")
+    group.add_argument("--penalty", "--lambda", type=float, default=1.0, metavar="L", help="[1]")
+    group.add_argument("--first-view-penalty", type=float, default=5.0, metavar="L", help="[5]")
+    group.add_argument("--iou-gate", type=float, default=0.5, metavar="A", help="[0.5]")
+    group.add_argument("--min-weight", type=float, default=0.1, metavar="W", help="[0.1]")
+    group.add_argument("--passes", type=positive_int, default=1, metavar="N", help="[1]")
+    group.add_argument(
+        "--source", choices=("photo", "render"), default="photo", help="what is segmented [photo]"
+    )
+    group.add_argument(
+        "--readout",
+        choices=("indicator", "score", "ratio"),
+        default="indicator",
+        help="[indicator]",
+    )
+    group.add_argument(
+        "--keep-pieces", action="store_true", help="keep all pieces, not the largest"
+    )
+    group.add_argument(
+        "--gradient", action="store_true", help="step by automatic differentiation, not closed form"
+    )
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    _configure(parser, "synthetic")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Prepare, train, segment, render and export; what is there already is used."""
+    from zim_sa3d.runs import Run
+
+    work = Run(args)
+    scene = work.scene()
+    field = work.field(scene)
+    done = work.segment(scene, field)
+    work.measure(scene, field, done.grid)
+    work.write(scene, field, done.grid)
+    return work.finish(scene, done)
+
+
+def _prepare(args: argparse.Namespace) -> Report:
+    from zim_sa3d.runs import Run
+
+    work = Run(args)
+    return work.finish(work.scene())
+
+
+def _train(args: argparse.Namespace) -> Report:
+    from zim_sa3d.runs import Run
+
+    work = Run(args)
+    scene = work.scene()
+    work.field(scene)
+    return work.finish(scene)
+
+
+def _segment(args: argparse.Namespace) -> Report:
+    from zim_sa3d.runs import Run
+
+    work = Run(args)
+    scene = work.scene()
+    field = work.field(scene)
+    done = work.segment(scene, field)
+    work.measure(scene, field, done.grid)
+    return work.finish(scene, done)
+
+
+def _export(args: argparse.Namespace) -> Report:
+    from zim_sa3d.mask_grid import MaskGrid
+    from zim_sa3d.runs import Run
+
+    work = Run(args)
+    scene = work.scene()
+    field = work.field(scene)
+    grid = MaskGrid.load(work.folder / "mask_grid.npz")
+    work.measure(scene, field, grid)
+    work.write(scene, field, grid)
+    return work.finish(scene)
+
+
+ALL = Command(
+    "zim-sa3d",
+    "segment an object in a 3D scene from prompts in one view; steps on their own: prepare, train, "
+    "segment, render, export, demo",
+    _configure,
+    run,
+)
+COMMANDS = (
+    Command("prepare", "bring a scene into the run folder", _configure, _prepare),
+    Command("train", "train the radiance field", _configure, _train),
+    Command("segment", "lift prompts of one view into 3D", _configure, _segment),
+    Command(
+        "render", "write masks, mattes, cut-outs of every view, and the object", _configure, _export
+    ),
+    Command("export", "the same as render", _configure, _export),
+    Command("eval", "score on NVOS"),
+    Command("demo", "the whole chain on the built-in scene", _demo, run),
+    Command("view", "look at the object in the browser"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command("zim-sa3d", COMMAND, list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in {command.name for command in COMMANDS}:
+        return run_program("zim-sa3d", ALL.summary, COMMANDS, words)
+    return run_command("zim-sa3d", ALL, words)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""Folders people have, read as a scene: ``transforms.json`` and LLFF's ``poses_bounds.npy``.
+
+Pictures are brought to their working size here, without ever asking.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from zim.errors import ConfigError
+from zim.images import load_image
+from zim.output import save_rgb
+from zim.weights.registry import zim_home
+from zim_sa3d.cameras import Camera
+from zim_sa3d.presets import INWARD, LLFF
+from zim_sa3d.scene import Scene, View, save_scene
+from zim_sa3d.synthetic import synthetic_scene
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 4) -> Scene:
+    """Bring a scene into ``output`` as ``transforms.json`` with pictures at their working size.
+
+    Args:
+        name: ``synthetic``, a scene's name under ``data`` or ``ZIM_HOME``, or a folder.
+        output: folder for the result; made if missing.
+        data: where scenes are looked for by name.
+        factor: pictures are made this much smaller; 1 leaves them.
+
+    Raises:
+        ConfigError: no such scene, or a folder that holds none.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if name == "synthetic":
+        return synthetic_scene(output)
+    folder = find_scene(name, data)
+    if (folder / "poses_bounds.npy").is_file():
+        found = read_llff(folder)
+    elif (folder / "transforms.json").is_file():
+        found = read_transforms(folder)
+    else:
+        raise ConfigError(
+            f"{folder} holds neither poses_bounds.npy with images/ nor transforms.json"
+        )
+    if name in INWARD:
+        found = Scene(found.name, found.views, "inward", found.extent, found.near)
+    return _shrink(found, output, factor)
+
+
+def find_scene(name: str, data: Path | None) -> Path:
+    """Return a scene's folder.
+
+    Raises:
+        ConfigError: it is nowhere; says where it was looked for and where to get it.
+    """
+    direct = Path(name).expanduser()
+    if direct.is_dir():
+        return direct
+    base = name.removesuffix("_center").removesuffix("_left")
+    roots = [data] if data else [zim_home() / "datasets"]
+    for root in roots:
+        for part in ("", "nerf_llff_data", "llff", "360", "360_v2", "nvos"):
+            for known in (name, base):
+                if (root / part / known).is_dir():
+                    return root / part / known
+    if base in LLFF:
+        what = "LLFF's nerf_llff_data (linked from the NeRF authors' page, with its licence)"
+    elif name in INWARD:
+        what = "mip-NeRF 360 (from its project page, with its licence)"
+    else:
+        raise ConfigError(
+            f"scene {name!r} is no folder and no known name; give a folder, synthetic, or one of "
+            f"{', '.join([*LLFF, *INWARD])}"
+        )
+    raise ConfigError(
+        f"scene {name!r} is not at {roots[0]}: it belongs to {what}; unpack it so that "
+        f"{roots[0] / name}/poses_bounds.npy exists, or point --data to where it is"
+    )
+
+
+def read_transforms(folder: Path) -> Scene:
+    """Read ``transforms.json`` of nerfstudio or instant-ngp; frames without picture are left out.
+
+    Raises:
+        ConfigError: it cannot be understood, or a pose is none.
+    """
+    path = folder / "transforms.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about: dict[str, Any] = data.get("zim_sa3d", {})
+        views = [view for f in data["frames"] if (view := _frame(folder, data, f)) is not None]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read as transforms.json ({error!r})") from error
+    views.sort(key=lambda view: view.name)
+    return Scene(
+        str(about.get("name", folder.name)),
+        tuple(views),
+        str(about.get("kind", "inward")),
+        about.get("extent"),
+        about.get("near"),
+    )
+
+
+def _frame(folder: Path, data: dict[str, Any], frame: dict[str, Any]) -> View | None:
+    image = folder / str(frame["file_path"])
+    if not image.suffix:
+        image = next((p for s in _PICTURES if (p := image.with_suffix(s)).is_file()), image)
+    if not image.is_file():
+        return None
+    pose = np.array(frame["transform_matrix"], np.float64)[:3]
+    values = {**data, **frame}
+    if "w" not in values or "h" not in values:
+        shape = load_image(image).rgb.shape
+        values["h"], values["w"] = shape[0], shape[1]
+    width, height = int(values["w"]), int(values["h"])
+    if "fl_x" in values:
+        fx = float(values["fl_x"])
+    else:
+        fx = width / 2 / float(np.tan(float(values["camera_angle_x"]) / 2))
+    camera = Camera(
+        pose,
+        fx,
+        float(values.get("fl_y", fx)),
+        float(values.get("cx", width / 2)),
+        float(values.get("cy", height / 2)),
+        width,
+        height,
+    )
+    mattes = {name: folder / part for name, part in frame.get("mattes", {}).items()}
+    return View(image.stem, camera, image, mattes)
+
+
+def read_llff(folder: Path) -> Scene:
+    """Read ``images/`` and ``poses_bounds.npy``: one row per picture, in the order of their names.
+
+    A row is a 3 x 5 matrix [R | t | (height, width, focal)], whose axes are down, right and
+    backward, then the near and far bounds.
+
+    Raises:
+        ConfigError: counts differ, or the file is none of LLFF's.
+    """
+    path = folder / "poses_bounds.npy"
+    try:
+        table: NDArray[np.float64] = np.load(path, allow_pickle=False).astype(np.float64)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    if table.ndim != 2 or table.shape[1] != 17:
+        raise ConfigError(f"{path} has shape {table.shape}; expected N x 17")
+    images = pictures(folder / "images")
+    if len(images) != len(table):
+        raise ConfigError(
+            f"{folder}: {len(images)} pictures in images/ but {len(table)} poses; they are paired "
+            "in the order of their names, so the numbers must agree"
+        )
+    views: list[View] = []
+    for row, image in zip(table, images, strict=True):
+        matrix = row[:15].reshape(3, 5)
+        pose = np.stack([matrix[:, 1], -matrix[:, 0], matrix[:, 2], matrix[:, 3]], -1)
+        height, width, focal = matrix[:, 4]
+        camera = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
+        views.append(View(image.stem, camera, image))
+    near = float(table[:, 15].min())
+    backs = np.array([view.camera.c2w[:, 2] for view in views])
+    forward = bool((backs @ backs.mean(0) > 0.3).all())
+    return Scene(folder.name, tuple(views), "forward" if forward else "inward", None, near)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return a folder's picture files in the order of their names.
+
+    Raises:
+        ConfigError: it is missing or holds none.
+    """
+    found = (
+        sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
+        if folder.is_dir()
+        else []
+    )
+    if not found:
+        raise ConfigError(f"{folder} holds no pictures ({', '.join(_PICTURES)})")
+    return found
+
+
+def _shrink(scene: Scene, output: Path, factor: int) -> Scene:
+    """Write the pictures, smaller, and the scene that has them."""
+    (output / "images").mkdir(exist_ok=True)
+    views: list[View] = []
+    for view in scene.views:
+        rgb = load_image(view.image).rgb
+        height, width = rgb.shape[:2]
+        if abs(width / height - view.camera.width / view.camera.height) > 0.02:
+            raise ConfigError(
+                f"{view.image} is {width} x {height}, its pose states "
+                f"{view.camera.width} x {view.camera.height}; other proportions cannot be right"
+            )
+        size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        if size != (width, height):
+            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        image = output / "images" / f"{view.name}.png"
+        save_rgb(image, rgb)
+        views.append(View(view.name, view.camera.resized(*size), image))
+    made = Scene(scene.name, tuple(views), scene.kind, scene.extent, scene.near)
+    save_scene(made, output)
+    return made

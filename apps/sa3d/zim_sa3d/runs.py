@@ -1,0 +1,255 @@
+"""What the commands do, on a run folder: prepare, train, segment, render and export, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zim import viz
+from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.errors import OutputError, ZimError
+from zim.metrics import mse
+from zim.output import atomic_write, save_alpha, save_rgb
+from zim.protocols import Segmenter
+from zim.segmenters import load_segmenter
+from zim_sa3d import export
+from zim_sa3d.field import psnr, render_view
+from zim_sa3d.grid_field import GridField, GridSettings, train_grid
+from zim_sa3d.mask_grid import MaskGrid
+from zim_sa3d.oracle import OracleSegmenter
+from zim_sa3d.presets import POINTS
+from zim_sa3d.readers import prepare, read_transforms
+from zim_sa3d.scene import Scene
+from zim_sa3d.segment import ScenePrompt, Segmentation, Settings, iou, segment
+
+
+class Run:
+    """One run folder and the report that grows with it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Open the folder; nothing is computed yet."""
+        apply_runtime(args)
+        self.args = args
+        self.folder = Path(args.output or f"runs/{Path(args.scene).name}").expanduser()
+        self.report = Report(model=args.model)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{self.folder} is a file; --output takes a folder")
+        (self.folder / "scene").mkdir(parents=True, exist_ok=True)
+
+    def scene(self) -> Scene:
+        """Prepare the scene, or read it if that was done before."""
+        inner = self.folder / "scene"
+        with timed(self.report.seconds, "prepare"):
+            if (inner / "transforms.json").is_file() and not self.args.overwrite:
+                found = read_transforms(inner)
+            else:
+                data = Path(self.args.data).expanduser() if self.args.data else None
+                found = prepare(self.args.scene, inner, data=data, factor=self.args.factor)
+        self.report.outputs["scene"] = str(inner / "transforms.json")
+        return found
+
+    def field(self, scene: Scene) -> GridField:
+        """Train the field, or load it if that was done before."""
+        with timed(self.report.seconds, "train"):
+            if (self.folder / "field.json").is_file() and not self.args.overwrite:
+                field = GridField.load(self.folder)
+            else:
+                wanted = self.args.steps
+                settings = GridSettings()
+                if wanted is not None:
+                    first = max(1, wanted // 3)
+                    settings = GridSettings(steps=(first, max(1, wanted - first)))
+                field = train_grid(scene, settings, self.args.seed)
+                field.save(self.folder)
+        self.report.outputs["field"] = str(self.folder / "field.safetensors")
+        with timed(self.report.seconds, "measure"):
+            held = scene.held_out or scene.train[:1]
+            values = [
+                psnr(render_view(field, scene.views[i].camera).rgb, scene.views[i].rgb())
+                for i in held
+            ]
+        self.report.metrics["psnr"] = round(float(np.mean(values)), 3)
+        self.report.metrics["psnr_views"] = "held out" if scene.held_out else "training view"
+        return field
+
+    def prompt(self, scene: Scene) -> ScenePrompt:
+        """Return the prompt from flags, a file, the scene's preset, or the named true object.
+
+        Raises:
+            UsageError: there is none.
+        """
+        args = self.args
+        first = scene.train[0]
+        if args.prompts:
+            return read_prompt(Path(args.prompts), scene)
+        view = scene.find(args.view) if args.view is not None else first
+        if args.points or args.box:
+            points = tuple((x, y) for x, y, _ in args.points or ())
+            labels = tuple(label for _, _, label in args.points or ())
+            return ScenePrompt(view, points, labels, args.box)
+        if args.object and args.object in scene.objects:
+            if args.view is None:  # where most of it is seen
+                areas = [float(scene.views[i].matte(args.object).sum()) for i in scene.train]
+                view = scene.train[int(np.argmax(areas))]
+            return ScenePrompt(view, (middle_of(scene.views[view].matte(args.object)),), (1,))
+        if args.object and scene.objects:
+            raise UsageError(f"--object {args.object}: expected one of {', '.join(scene.objects)}")
+        if args.scene in POINTS:
+            scale = 4 / args.factor
+            points = tuple((x * scale, y * scale) for x, y in POINTS[args.scene])
+            return ScenePrompt(first, points, (1,) * len(points))
+        raise UsageError(
+            f"scene {args.scene} has no preset prompt; give --points X,Y (and --view), --box or "
+            "--prompts FILE.json"
+        )
+
+    def segmenter(self, scene: Scene) -> Segmenter:
+        """Load the model that turns clicks into mattes."""
+        if self.args.model == "oracle":
+            if not scene.objects:
+                raise UsageError(
+                    "--model oracle needs true mattes; only synthetic scenes have them"
+                )
+            return OracleSegmenter(scene)
+        return load_segmenter(self.args.model, device=self.args.device, dtype=self.args.dtype)
+
+    def segment(self, scene: Scene, field: GridField) -> Segmentation:
+        """Segment, and write the mask grid, the prompt and the log of views."""
+        args = self.args
+        prompt = self.prompt(scene)
+        settings = Settings(
+            binarize=args.binarize,
+            num_prompts=args.num_prompts,
+            penalty=args.penalty,
+            first_penalty=args.first_view_penalty,
+            iou_gate=args.iou_gate,
+            min_weight=args.min_weight,
+            passes=args.passes,
+            source=args.source,
+            component=not args.keep_pieces,
+            gradient=args.gradient,
+        )
+        with timed(self.report.seconds, "segment"):
+            done = segment(scene, field, self.segmenter(scene), prompt, settings)
+        paths = {
+            "grid": self.folder / "mask_grid.npz",
+            "csv": self.folder / "views.csv",
+            "prompts": self.folder / "prompts.json",
+            "first_matte": self.folder / "first_view.alpha.png",
+        }
+        done.grid.save(paths["grid"], scene=scene.name, readout=args.readout)
+        export.write_csv(paths["csv"], done.log)
+        written = {
+            "view": scene.views[prompt.view].name,
+            "point": [[x, y, k] for (x, y), k in zip(prompt.points, prompt.labels, strict=True)],
+            "bbox": prompt.box,
+        }
+        atomic_write(paths["prompts"], (json.dumps(written, indent=1) + "\n").encode())
+        save_alpha(paths["first_matte"], done.first_matte)
+        self.report.outputs |= {kind: str(path) for kind, path in paths.items()}
+        self.report.metrics["views_accepted"] = round(done.accepted, 4)
+        self.report.metrics["voxels_removed"] = done.removed
+        return done
+
+    def measure(self, scene: Scene, field: GridField, grid: MaskGrid) -> None:
+        """Compare with the true mattes of the object, in views that were held out."""
+        name = self.args.object
+        if name not in scene.objects or not scene.held_out:
+            return
+        hits: list[float] = []
+        soft_error: list[float] = []
+        hard_error: list[float] = []
+        for i in scene.held_out:
+            truth = scene.views[i].matte(name)
+            mask, soft = export.predict_view(field, grid, scene.views[i].camera, self.args.readout)
+            hits.append(iou(mask, truth > 0.5))
+            soft_error.append(mse(soft, truth))
+            hard_error.append(mse((soft > 0.5).astype(np.float32), truth))
+        self.report.metrics |= {
+            "object": name,
+            "iou": round(float(np.mean(hits)), 4),
+            "soft_matte_mse": round(float(np.mean(soft_error)), 4),
+            "thresholded_mse": round(float(np.mean(hard_error)), 4),
+        }
+
+    def write(self, scene: Scene, field: GridField, grid: MaskGrid) -> None:
+        """Write pictures, points, mesh and turntable."""
+        with timed(self.report.seconds, "render"):
+            paths = export.write_views(self.folder, scene, field, grid, self.args.readout)
+        with timed(self.report.seconds, "export"):
+            paths["ply"] = self.folder / "object.ply"
+            paths["mesh"] = self.folder / "object_mesh.ply"
+            self.report.metrics["points"] = export.write_points(paths["ply"], field, grid)
+            self.report.metrics["triangles"] = export.write_mesh(paths["mesh"], field, grid)
+            paths |= export.write_turntable(self.folder, field, grid)
+        self.report.outputs |= {kind: str(path) for kind, path in paths.items()}
+
+    def finish(self, scene: Scene, done: Segmentation | None = None) -> Report:
+        """Write the summary picture and ``report.json``, and return the report."""
+        rows: list[list[tuple[Any, str]]] = []
+        for i in (scene.held_out or scene.train)[:3]:
+            name = scene.views[i].name
+            cut, over = (self.folder / k / f"{name}.png" for k in ("rgba", "overlay"))
+            if cut.is_file() and over.is_file():
+                from zim.images import load_image
+
+                loaded = load_image(cut)
+                alpha = loaded.alpha if loaded.alpha is not None else np.ones(loaded.rgb.shape[:2])
+                rgba = np.dstack([loaded.rgb, np.round(alpha * 255).astype(np.uint8)])
+                over_rgb = load_image(over).rgb
+                rows.append([(scene.views[i].rgb(), name), (over_rgb, "overlay"), (rgba, "object")])
+        if rows:
+            summary = self.folder / "summary.png"
+            save_rgb(summary, viz.contact_sheet(rows))
+            self.report.outputs["summary"] = str(summary)
+        if done is not None:
+            self.report.extra["views"] = [row.to_dict() for row in done.log]
+        path = self.folder / "report.json"
+        self.report.outputs["report"] = str(path)
+        text = json.dumps(self.report.to_dict(), indent=1, default=str)
+        atomic_write(path, (text + "\n").encode())
+        self.report.extra.pop("views", None)
+        self.report.lines = [f"{kind}: {path}" for kind, path in self.report.outputs.items()]
+        self.report.lines += [f"{name}: {value}" for name, value in self.report.metrics.items()]
+        return self.report
+
+
+def middle_of(matte: np.ndarray) -> tuple[float, float]:
+    """Return the pixel (x, y) deepest inside a matte, where a person would click."""
+    import cv2
+
+    inside = cv2.distanceTransform(np.pad((matte > 0.5).astype(np.uint8), 1), cv2.DIST_L2, 5)[
+        1:-1, 1:-1
+    ]
+    row, col = divmod(int(inside.argmax()), matte.shape[1])
+    return float(col), float(row)
+
+
+def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
+    """Read ``{"view": name, "point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}``.
+
+    Raises:
+        ZimError: it cannot be understood.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        view = scene.find(str(data["view"])) if data.get("view") is not None else scene.train[0]
+        rows = [[float(v) for v in row] for row in data.get("point") or []]
+        box = data.get("bbox")
+        if not rows and box is None:
+            raise ValueError("neither point nor bbox")
+        return ScenePrompt(
+            view,
+            tuple((row[0], row[1]) for row in rows),
+            tuple(int(row[2]) if len(row) > 2 else 1 for row in rows),
+            None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ZimError(
+            f'{path}: {error}; expected {{"view": name, "point": [[x, y, label], ...], '
+            f'"bbox": [x0, y0, x1, y1]}}'
+        ) from error

@@ -1,0 +1,153 @@
+"""Cameras, LLFF poses, frames of space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from zim.errors import ConfigError, ZimError
+from zim.output import save_rgb
+from zim_sa3d.cameras import Camera, look_at
+from zim_sa3d.readers import find_scene, prepare, read_llff, read_transforms
+from zim_sa3d.scene import Scene, View
+from zim_sa3d.space import Space, from_dict
+
+PICTURE = np.full((30, 40, 3), 90, np.uint8)
+
+
+def llff_folder(folder: Path, cameras: list[Camera]) -> Path:
+    """Write cameras as LLFF does: columns down, right, backward; height, width, focal; bounds."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i, camera in enumerate(cameras):
+        right, up, back, place = camera.c2w.T
+        hwf = [camera.height, camera.width, camera.fx]
+        matrix = np.stack([-up, right, back, place, np.array(hwf)], 1)
+        rows.append([*matrix.ravel(), 1.5, 9.0])
+        save_rgb(folder / "images" / f"IMG_{i:04d}.png", PICTURE)
+    np.save(folder / "poses_bounds.npy", np.array(rows))
+    return folder
+
+
+@pytest.fixture
+def forward() -> list[Camera]:
+    return [
+        look_at((0.2 * k - 0.4, 0.1 * (k % 3), 0.0), (0, 0, -6.0), (0, 1, 0), size=(30, 40), fov=60)
+        for k in range(5)
+    ]
+
+
+def test_a_ray_goes_through_the_point_its_pixel_shows():
+    camera = look_at((2.0, -1.0, 1.5), (0.1, 0.2, 0), size=(30, 40), fov=50)
+    points = np.array([[0.1, 0.2, 0.0], [0.3, -0.2, 0.4]])
+    pixels, depth = camera.project(points)
+    assert (depth > 0).all()
+    assert pixels[0] == pytest.approx([20, 15])  # what is looked at is in the middle
+    origins, directions = camera.rays()
+    column, row = np.floor(pixels[1]).astype(int)
+    k = row * 40 + column
+    offset = points[1] - origins[k].numpy()
+    across = offset - (offset @ directions[k].numpy()) * directions[k].numpy()
+    assert np.linalg.norm(across) < depth[1] / camera.fx  # within a pixel
+
+
+def test_up_is_up_and_right_is_right():
+    camera = look_at((0, -3, 0), (0, 0, 0), size=(20, 20), fov=50)
+    pixels, _ = camera.project(np.array([[0, 0, 0.5], [0.5, 0, 0]]))
+    assert pixels[0, 1] < 10
+    assert pixels[1, 0] > 10
+
+
+def test_llff_poses_project_known_points_where_they_were(tmp_path, forward):
+    scene = read_llff(llff_folder(tmp_path / "fern", forward))
+    points = np.array([[0.0, 0.0, -5.0], [1.0, -0.7, -6.0], [-1.2, 0.4, -4.0]])
+    for view, camera in zip(scene.views, forward, strict=True):
+        got, depth = view.camera.project(points)
+        # by hand: into the camera's axes, divide by the distance, scale by the focal length
+        local = (points - camera.c2w[:, 3]) @ camera.c2w[:, :3]
+        x = 20 + camera.fx * local[:, 0] / -local[:, 2]
+        y = 15 - camera.fx * local[:, 1] / -local[:, 2]
+        np.testing.assert_allclose(got, np.stack([x, y], 1), atol=1e-6)
+        assert (depth > 0).all()
+    assert scene.kind == "forward"
+    assert scene.near == 1.5
+
+
+def test_llff_folders_that_do_not_fit_are_refused(tmp_path, forward):
+    folder = llff_folder(tmp_path / "fern", forward)
+    (folder / "images" / "IMG_0004.png").unlink()
+    with pytest.raises(ConfigError, match="4 pictures in images/ but 5 poses"):
+        read_llff(folder)
+
+
+def test_prepare_makes_pictures_smaller_and_is_read_back(tmp_path, forward):
+    folder = llff_folder(tmp_path / "mine", forward)
+    made = prepare(str(folder), tmp_path / "out", factor=2)
+    again = read_transforms(tmp_path / "out")
+    assert [v.name for v in again.views] == [v.name for v in made.views]
+    view = again.views[1]
+    assert view.rgb().shape == (15, 20, 3)
+    assert view.camera.fx == pytest.approx(forward[1].fx / 2)
+    np.testing.assert_allclose(view.camera.c2w, forward[1].c2w)
+
+
+def test_frames_without_a_picture_are_left_out(tmp_path, forward):
+    folder = llff_folder(tmp_path / "mine", forward)
+    prepare(str(folder), tmp_path / "out", factor=1)
+    data = json.loads((tmp_path / "out" / "transforms.json").read_text())
+    data["frames"].append({**data["frames"][0], "file_path": "images/gone.png"})
+    (tmp_path / "out" / "transforms.json").write_text(json.dumps(data))
+    assert len(read_transforms(tmp_path / "out").views) == 5
+
+
+@pytest.mark.parametrize("kind", ["box", "contract", "ndc"])
+def test_every_frame_of_space_is_undone_exactly(kind):
+    space = Space(kind, (0.1, -0.2, 0.3), 1.4, 0.7, half_view=(0.8, 0.6))
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    points = points * (1 if kind == "box" else 3)
+    if kind == "ndc":
+        points[:, 2] = -points[:, 2].abs() - 1
+    grid = space.to_grid(points)
+    if kind == "contract":
+        assert grid.abs().max() < 1
+    torch.testing.assert_close(space.to_scene(grid), points, rtol=2e-3, atol=2e-3)
+    assert from_dict(json.loads(json.dumps(space.to_dict()))) == space
+
+
+@pytest.mark.parametrize("kind", ["box", "contract", "ndc"])
+def test_distances_along_rays_rise(kind):
+    space = Space(kind, (0.0, 0.0, 0.0), 1.0, 0.5, half_view=(0.8, 0.6))
+    camera = look_at((0, 0, 2.0), (0, 0, 0), (0, 1, 0), size=(6, 6), fov=40)
+    edges = space.distances(*camera.rays(), 32)
+    assert edges.shape[0] == 36
+    assert (edges.diff(dim=1) >= 0).all()
+
+
+def test_poses_that_are_none_are_refused():
+    good = look_at((2, 0, 0), (0, 0, 0), size=(8, 8), fov=40)
+    scaled, mirrored = good.c2w.copy(), good.c2w.copy()
+    scaled[:, :3] *= 2
+    mirrored[:, 0] *= -1
+    for pose, word in ((scaled, "right angles"), (mirrored, "mirrors")):
+        with pytest.raises(ConfigError, match=word):
+            Camera(pose, 9, 9, 4, 4, 8, 8)
+
+
+def test_scenes_that_cannot_work_are_refused(tmp_path):
+    camera = look_at((2, 0, 0), (0, 0, 0), size=(8, 8), fov=40)
+    views = tuple(View(str(k), camera, tmp_path / "x.png") for k in range(4))
+    with pytest.raises(ConfigError, match="at least 3"):
+        Scene("s", views[:1])
+    with pytest.raises(ConfigError, match="same place"):
+        Scene("s", views)
+
+
+def test_missing_data_says_what_where_from_and_where_to(tmp_path):
+    with pytest.raises(ZimError, match=r"nerf_llff_data .*poses_bounds.npy"):
+        find_scene("trex", tmp_path)
+    with pytest.raises(ZimError, match="no known name"):
+        find_scene("tyranno", tmp_path)

@@ -1,0 +1,174 @@
+"""The command on a small copy of the built-in scene, and what it says when things are wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zim.errors import PromptError, ZimError
+from zim_sa3d.cli import main
+from zim_sa3d.field import render_view
+from zim_sa3d.grid_field import GridField, GridSettings, train_grid
+from zim_sa3d.mask_grid import MaskGrid
+from zim_sa3d.oracle import OracleSegmenter
+from zim_sa3d.readers import read_transforms
+from zim_sa3d.runs import middle_of
+from zim_sa3d.segment import ScenePrompt, Settings, iou, segment
+from zim_sa3d.synthetic import SOLIDS, orbit, render, synthetic_scene
+
+SMALL = GridSettings(resolutions=(40, 72), steps=(120, 180), rays=512, samples=(48, 80))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run folder with the scene at 64 x 64 and a field trained on it."""
+    path = tmp_path_factory.mktemp("run")
+    scene = synthetic_scene(path / "scene", size=72, views=16)
+    train_grid(scene, SMALL).save(path)
+    return path
+
+
+def test_mattes_of_the_scene_are_shares_of_its_pixels():
+    rgb, mattes = render(orbit(24, 48)[0])
+    assert rgb.shape == (48, 48, 3)
+    total = np.sum(list(mattes.values()), axis=0)
+    assert total.max() <= 1 + 1e-6
+    for alpha in mattes.values():
+        ninths = alpha * 9
+        np.testing.assert_allclose(ninths, ninths.round(), atol=1e-4)
+        assert 0.005 < alpha.mean() < 0.3
+
+
+def test_whole_command_from_one_click_with_true_mattes(folder, capsys):
+    assert (
+        main(["--scene", "synthetic", "--output", str(folder), "--model", "oracle", "--json"]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert {"mask", "rgba", "ply", "mesh", "report", "csv", "mp4", "gif"} <= set(report["outputs"])
+    assert all(Path(path).exists() for path in report["outputs"].values())
+    assert report["metrics"]["psnr"] > 17
+    assert report["metrics"]["iou"] > 0.5  # few small views; the slow test asks for more
+    assert report["metrics"]["views_accepted"] >= 0.8
+    masked = json.loads((folder / "transforms_masked.json").read_text())
+    for frame in masked["frames"]:
+        assert (folder / frame["mask_path"]).is_file()
+        assert (folder / frame["file_path"]).is_file()
+    # the exported points lie on the ball, in the scene's own units
+    from plyfile import PlyData
+
+    vertex = PlyData.read(folder / "object.ply")["vertex"]
+    xyz = np.stack([vertex[axis] for axis in "xyz"], 1)
+    distance = np.linalg.norm(xyz - [0.45, 0.35, -0.12], axis=1)
+    assert np.median(distance) < 0.36
+    assert len(PlyData.read(folder / "object_mesh.ply")["face"].data) > 50
+    rows = (folder / "views.csv").read_text().splitlines()
+    assert len(rows) == 15  # header, the user's view, 13 others
+
+
+def test_field_and_grid_come_back_from_the_folder(folder):
+    scene = read_transforms(folder / "scene")
+    field = GridField.load(folder)
+    first = render_view(field, scene.views[0].camera).rgb.astype(int)
+    assert np.abs(first - scene.views[0].rgb()).mean() < 30
+    if (folder / "mask_grid.npz").is_file():
+        assert (MaskGrid.load(folder / "mask_grid.npz").value > 0).any()
+
+
+def test_gradient_and_closed_form_give_the_same_object(folder):
+    scene = read_transforms(folder / "scene")
+    field = GridField.load(folder)
+    views = scene.train[:4]
+    prompt = ScenePrompt(views[0], (middle_of(scene.views[views[0]].matte("cube")),), (1,))
+    grids = [
+        segment(
+            scene, field, OracleSegmenter(scene), prompt, Settings(side=24, gradient=kind), views
+        ).grid.value.numpy()
+        for kind in (False, True)
+    ]
+    np.testing.assert_allclose(grids[0], grids[1], atol=1e-3)
+
+
+def test_a_click_on_nothing_and_a_gate_that_nothing_passes(folder):
+    scene = read_transforms(folder / "scene")
+    field = GridField.load(folder)
+    oracle = OracleSegmenter(scene)
+    corner = ScenePrompt(scene.train[0], ((1.0, 1.0),), (1,))
+    with pytest.raises(PromptError, match=r"background|nothing"):  # the sky is no object
+        segment(scene, field, oracle, corner, Settings(side=24), scene.train[:3])
+    first = scene.train[0]
+    ball = ScenePrompt(first, (middle_of(scene.views[first].matte("ball")),), (1,))
+    with pytest.raises(ZimError, match=r"all \d+ views were rejected .*--iou-gate"):
+        segment(scene, field, oracle, ball, Settings(side=24, iou_gate=1.01), scene.train[:3])
+
+
+def test_an_empty_field_is_an_error_that_says_so(folder):
+    scene = read_transforms(folder / "scene")
+    field = GridField.load(folder)
+    field.voxels[:, 0] = -30.0
+    first = scene.train[0]
+    ball = ScenePrompt(first, (middle_of(scene.views[first].matte("ball")),), (1,))
+    with pytest.raises(PromptError, match="meets nothing in 3D"):
+        segment(scene, field, OracleSegmenter(scene), ball, Settings(side=24), [])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--object", "chair"], 2, "expected one of ball"),
+        (["--view", "99"], 1, "no view '99'"),
+        (["--prompts", "/nowhere.json"], 1, "No such file"),
+        (["--points", "3"], 2, "not X,Y"),
+    ],
+)
+def test_wrong_flags_are_one_line(folder, capsys, words, code, text):
+    assert (
+        main(
+            [
+                "segment",
+                "--scene",
+                "synthetic",
+                "--output",
+                str(folder),
+                "--model",
+                "oracle",
+                *words,
+            ]
+        )
+        == code
+    )
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_missing_scene_is_one_line(tmp_path, capsys):
+    code = main(["--scene", "trex", "--data", str(tmp_path), "--output", str(tmp_path / "o")])
+    assert code == 1
+    assert "poses_bounds.npy" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_light():
+    code = "import sys, zim_sa3d.cli as c; c.main(['--help']); " + (
+        "assert not {'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--scene" in done.stdout
+
+
+@pytest.mark.slow
+def test_built_in_scene_reaches_what_the_documentation_says(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--scene", "synthetic", "--output", str(out), "--model", "oracle", "--json"]
+    for name in SOLIDS:
+        assert main([*words[:4], "--object", name, *words[4:]]) == 0
+        metrics = json.loads(capsys.readouterr().out)["metrics"]
+        assert metrics["psnr"] >= 22
+        assert metrics["iou"] >= 0.85
+        assert metrics["views_accepted"] >= 0.8
+    assert iou(np.ones((2, 2), bool), np.ones((2, 2), bool)) == 1.0
