@@ -16,6 +16,7 @@ WORDS = (
 LIMIT = 64  # tokens
 
 
+@pytest.fixture(scope="session")
 def vocabulary() -> dict[str, int]:
     """Return 1100 tokens; special ones, "." and "?" have the ids GroundingDINO expects."""
     ids = {
@@ -37,11 +38,11 @@ def vocabulary() -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def gdino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gdino_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: dict[str, int]) -> Path:
     """Write a random GroundingDINO with processor, as `hf download` would leave it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    tokenizer = transformers.BertTokenizerFast(vocab=vocabulary(), do_lower_case=True)
+    tokenizer = transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
     assert tokenizer.vocab_size == 1100
     backbone = transformers.SwinConfig(
         image_size=64,

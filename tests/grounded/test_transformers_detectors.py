@@ -7,7 +7,8 @@ import torch
 from zim.errors import CheckpointError, PromptError
 from zim.protocols import Detector
 from zim_grounded.detectors import Thresholds, load_detector
-from zim_grounded.transformers_detectors import GroundingDetector, OwlDetector, assign
+from zim_grounded.text_detector import assign
+from zim_grounded.transformers_detectors import GroundingDetector, OwlDetector
 
 PHRASES = ["the dog's fur", "Cat", "red ball"]
 

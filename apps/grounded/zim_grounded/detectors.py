@@ -61,6 +61,16 @@ def load_detector(
                 "with `zim-train detector` and give its .safetensors file, or use gdino-tiny"
             )
         return MiniDetector.load(weights, device, thresholds)
+    if name.split(":")[0] == "groundingdino-py":
+        from zim_grounded.original_package import OriginalGroundingDino
+
+        files = name.split(":")[1:]
+        if len(files) != 2:
+            raise CheckpointError(
+                f"{name}: the original package needs its files: groundingdino-py:CONFIG.py:"
+                "WEIGHTS.pth; gdino-tiny is the same model without them"
+            )
+        return OriginalGroundingDino.load(files[0], files[1], device, thresholds)
     folder = find_weights(name)
     from zim_grounded.transformers_detectors import load_folder
 
