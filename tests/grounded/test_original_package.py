@@ -14,6 +14,9 @@ from zim.testing import picture, tiny_model
 from zim_grounded.cli import main
 from zim_grounded.detectors import Thresholds, load_detector
 
+# an old package on newer libraries: their deprecations are not ours to fix
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 CONFIG = """
 batch_size = 1
 modelname = "groundingdino"
