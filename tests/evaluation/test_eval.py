@@ -193,3 +193,13 @@ def test_the_papers_numbers():
     assert len(seven) == 30
     assert seven["ZIM", "ViT-L", "box"]["cells"]["coarse", "L"] == 0.686
     assert seven["SAM2", "Hiera-L", "point"]["ms"] == 195.0
+
+
+def test_latency_comes_from_bench(root, tmp_path, capsys):
+    row = {"stage": "matte", "model": "grabcut", "median_s": 0.1234}
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": [row]}))
+    assert run(root, tmp_path / "out", "--latency", str(tmp_path / "bench.json")) == 0
+    assert "grabcut,point,measured,123.4," in (tmp_path / "out/table7.csv").read_text()
+    (tmp_path / "bench.json").write_text("{}")
+    assert run(root, tmp_path / "out", "--latency", str(tmp_path / "bench.json")) == 2
+    assert "zim bench --json" in capsys.readouterr().err

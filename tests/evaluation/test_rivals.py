@@ -175,3 +175,35 @@ def test_supplied_systems_say_what_to_bring(home, name):
 def test_missing_weights_name_hub_id_licence_and_place(home):
     with pytest.raises(DownloadError, match=r"facebook/sam2\.1-hiera-large .*Apache-2\.0"):
         load_segmenter("sam2_hiera_l", device="cpu")
+
+
+def test_a_supplied_onnx_file(home):
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+
+    def save(image_name: str) -> None:
+        inputs = [
+            helper.make_tensor_value_info(image_name, kind, [1, 3, None, None]),
+            helper.make_tensor_value_info("point_coords", kind, [1, None, 2]),
+            helper.make_tensor_value_info("point_labels", kind, [1, None]),
+        ]
+        output = helper.make_tensor_value_info("alpha", kind, [1, 1, None, None])
+        node = helper.make_node("ReduceMax", [image_name], ["alpha"], axes=[1], keepdims=1)
+        graph = helper.make_graph([node], "brightness", inputs, [output])
+        opset = [helper.make_opsetid("", 13)]
+        onnx.save(
+            helper.make_model(graph, opset_imports=opset, ir_version=8),
+            home / "smat" / "model.onnx",
+        )
+
+    pytest.importorskip("onnxruntime")
+    (home / "smat").mkdir(parents=True)
+    save("image")
+    model = load_segmenter("smat")
+    rgb = picture()
+    model.set_image(rgb)
+    matte = model.predict(box=np.array([14, 5, 50, 43]))[0][0]
+    np.testing.assert_allclose(matte, rgb.max(axis=2) / 255, atol=1e-6)
+    save("photo")
+    with pytest.raises(CheckpointError, match="its inputs are photo"):
+        load_segmenter("smat")

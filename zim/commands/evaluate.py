@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-side", type=positive_int, metavar="N", help="scale larger pictures down [never]"
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes for metrics, 0: none [1]"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes for metrics, 0: none [one core less than there are, 8 at most]",
     )
     parser.add_argument(
         "--latency", metavar="FILE", help="report of zim bench --json, for Table 7's column"
@@ -49,8 +53,11 @@ def run(args: argparse.Namespace) -> Report:
     prompts = tuple(_names(args.prompts))
     if unknown := set(prompts) - {"point", "box"}:
         raise UsageError(f"--prompts {', '.join(sorted(unknown))}: expected point, box or both")
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: expected 0 or more")
+    workers = args.workers
+    if workers is None:
+        workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+    elif workers < 0:
+        raise UsageError(f"--workers {workers}: expected 0 or more")
     latency = _latency(args.latency)
     output = Path(args.output or "zim-eval").expanduser()
     if output.exists() and not output.is_dir():
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> Report:
         for name in models
     }
     with timed(report.seconds, "score"), progress_on_stderr():
-        missing = runner.evaluate(loaders, samples, settings, output, workers=args.workers)
+        missing = runner.evaluate(loaders, samples, settings, output, workers=workers)
     for name, why in missing.items():
         sys.stderr.write(f"zim eval: {name}: {why}\n")
     with timed(report.seconds, "write"):
