@@ -272,3 +272,23 @@ def test_the_whole_chain(tmp_path: Path) -> None:
     assert got["convert"]["mattes"] > 20
     assert got["matte"]["box_mse"] < got["matte"]["start_box_mse"]
     assert zim.load(got["model"]).config.name == "tiny"
+
+
+@pytest.mark.slow
+def test_ablation_trains_every_row_once(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ablate", "--table", "4a", "--tiny", "--max-steps", "2", "--data", str(own)]
+    words += ["--output", str(tmp_path), "--device", "cpu", "--json"]
+    assert cli.main(words) == 0
+    scores = json.loads(capsys.readouterr().out)["metrics"]
+    assert list(scores) == ["neither", "masked attention", "pixel decoder", "both"]
+    kinds = {name: zim.load(tmp_path / name.replace(" ", "_") / "export").config for name in scores}
+    assert kinds["neither"].decoder.pixel_decoder == "sam"
+    assert kinds["both"].decoder.pixel_decoder == "hierarchical"
+    assert kinds["pixel decoder"].attention.mode == "none"
+    states = {n: (tmp_path / n.replace(" ", "_") / "last.pt").stat().st_mtime_ns for n in scores}
+    assert cli.main(words) == 0  # nothing is trained twice
+    assert json.loads(capsys.readouterr().out)["metrics"] == scores
+    again = {n: (tmp_path / n.replace(" ", "_") / "last.pt").stat().st_mtime_ns for n in scores}
+    assert again == states
