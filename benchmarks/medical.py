@@ -1,6 +1,7 @@
 """Time per slice and memory of ``zim-medical eval`` on many phantom slices.
 
     python benchmarks/medical.py --slices 500 --model nano
+    python benchmarks/medical.py --slices 2000 --model box      # everything but the model
 
 Prints how much of a slice's time is the model, and the resident memory along the way.
 """
@@ -34,7 +35,8 @@ def main() -> None:
         root = Path(name)
         write(root / "data", args.slices, args.size)
         plan = Plan(Protocol(), (1, 2, 3, 4, 5), (args.model,))
-        segmenter: Any = Watched(load_segmenter(args.model), max(1, args.slices // 5))
+        inner = Filler() if args.model == "box" else load_segmenter(args.model)
+        segmenter: Any = Watched(inner, max(1, args.slices // 5))
         table = open_run(root / "out", plan, {"folder": root / "data"}, False)
         start = time.perf_counter()
         progress = evaluate(
@@ -55,7 +57,9 @@ class Watched:
         """Wrap a segmenter."""
         self.inner, self.every, self.count = inner, every, 0
         self.memory: list[float] = []
-        self.predict, self.predict_batch = inner.predict, inner.predict_batch
+        self.predict = inner.predict
+        if hasattr(inner, "predict_batch"):
+            self.predict_batch = inner.predict_batch
 
     def set_image(self, image: Any) -> None:
         """Pass on, and note the memory of every ``every``-th picture."""
@@ -64,6 +68,22 @@ class Watched:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.memory.append(pages * 4096 / 1e6)
         self.inner.set_image(image)
+
+
+class Filler:
+    """No network: fills the box it is given, so that everything but a model can be measured."""
+
+    def set_image(self, image: Any) -> None:
+        """Keep the size."""
+        self.size = image.shape[:2]
+
+    def predict(self, *_: Any, box: Any = None, **__: Any) -> Any:
+        """Answer with the box, or with nothing."""
+        matte = np.zeros((1, *self.size), np.float32)
+        if box is not None:
+            x0, y0, x1, y1 = (int(v) for v in box)
+            matte[0, y0 : y1 + 1, x0 : x1 + 1] = 1
+        return matte, np.ones(1), matte
 
 
 def write(root: Path, count: int, size: int) -> None:

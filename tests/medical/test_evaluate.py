@@ -144,6 +144,18 @@ def test_the_five_layouts_are_found_and_read(demo: Path) -> None:
     assert [tuple(round(v, 3) for v in s) for s in spacings] == [(5.0, 1.6)]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_msd_lists_the_same_pairs_as_monai(demo: Path) -> None:
+    from monai.data.decathlon_datalist import load_decathlon_datalist
+
+    folder = demo / "Task04_Hippocampus"
+    theirs = load_decathlon_datalist(str(folder / "dataset.json"), True, "training")
+    ours = REGISTRY["hippocampus"].pairs(folder)
+    expected = {(Path(e["image"]), Path(e["label"])) for e in theirs}
+    assert {(pair.image, pair.mask) for pair in ours} == expected
+    assert len(ours) == 6
+
+
 def test_companion_files_are_passed_over_and_two_comes_before_ten(tmp_path: Path) -> None:
     for folder in ("slice/slice", "mask/mask"):
         (tmp_path / folder).mkdir(parents=True)

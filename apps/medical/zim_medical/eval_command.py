@@ -228,7 +228,13 @@ def _evaluate(
                 written[f"overlay_{name}"] = (f"overlay_{name}.jpg", sheets[name])
         plots = distributions(scores, plan.modes, plan.models, plan.protocol.describe(), args.plot)
         page = html_report(
-            summary, plots["png"], sheets, command=_command(), demo=args.demo, missing=missing
+            summary,
+            plots["png"],
+            sheets,
+            command=_command(),
+            demo=args.demo,
+            plot_kind=args.plot,
+            missing=missing,
         )
     written |= {
         "plot": ("distribution.png", plots["png"]),

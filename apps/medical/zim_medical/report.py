@@ -26,6 +26,13 @@ img{max-width:100%;height:auto}
 """
 
 
+_READING = {
+    "box": "Box: middle half of the slices; line: median; whiskers: up to 1.5 times the box; "
+    "dots: slices beyond.",
+    "violin": "Width: how many slices have this score; lines: smallest, median, largest.",
+}
+
+
 def html_report(
     summary: Mapping[str, Any],
     plot: bytes,
@@ -33,6 +40,7 @@ def html_report(
     *,
     command: str,
     demo: bool,
+    plot_kind: str = "box",
     missing: Iterable[str] = (),
 ) -> str:
     """Return the report.
@@ -43,6 +51,7 @@ def html_report(
         sheets: JPEG overlay sheets by dataset.
         command: what was typed.
         demo: the data are phantoms.
+        plot_kind: ``box`` or ``violin``.
         missing: datasets that were not found, for the record.
     """
     models = summary["models"]
@@ -72,8 +81,7 @@ def html_report(
         _grid(summary),
         "</div>",
         "<h2>Distribution</h2>",
-        "<p>Box: middle half of the slices; line: median; whiskers: up to 1.5 times the box; dots: "
-        "slices beyond. A violin shows how many slices have which score, and their median.</p>",
+        f"<p>{_READING[plot_kind]}</p>",
         _picture(plot, "png", "IoU per dataset, mode and model"),
     ]
     if summary["comparisons"]:
