@@ -53,6 +53,8 @@ def test_words_to_files_with_a_tiny_grounding_dino(folder, capsys, model, gdino_
     phrases = [item["phrase"] for item in report["items"]]
     order = ["red ball", "the dog's fur", "cat"]
     assert [order.index(p) for p in phrases] == sorted(order.index(p) for p in phrases)
+    assert "Loading" not in err
+    assert set(report["outputs"]) == {"labels", "overlay", "json"}
     table = json.loads((folder / "out" / "a.json").read_text())
     assert table["phrases"] == order
     assert len(table["detections"]) == len(report["items"])

@@ -34,6 +34,8 @@ def load_folder(
     from zim.api import choose_device
 
     where = choose_device(device)
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # a bar for two seconds of loading is noise
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = _KINDS.get(config.model_type)
@@ -50,6 +52,9 @@ def load_folder(
             raise
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: cannot be loaded as a detector ({reason})") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     return kind(model.to(where).float().eval(), processor, name, thresholds)
 
 

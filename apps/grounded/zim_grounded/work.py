@@ -321,6 +321,12 @@ class Work:
         if len(report.items) == 1:
             report.outputs = report.items[0]["outputs"]
             report.metrics = report.items[0]["metrics"]
+        elif len(targets) == 1:  # what all things of the one picture share
+            every = [set(item["outputs"].items()) for item in report.items]
+            shared = set.intersection(*every)
+            report.outputs = {
+                k: v for k, v in report.items[0]["outputs"].items() if (k, v) in shared
+            }
         if report.failed:
             failed = [item["error"] for item in report.items if item["error"]]
             single = len(targets) == 1
