@@ -12,7 +12,7 @@ from zim.evaluation import paper
 from zim.evaluation.datasets import read_dataset
 from zim.evaluation.samples import load_sample
 from zim.segmenters.classical import GrabCut
-from zim.testing import disc, picture
+from zim.testing import disc, picture, tiny_model
 
 
 def micromat(root: Path) -> Path:
@@ -121,6 +121,12 @@ def test_what_cannot_be_scored_is_counted_named_and_left_out(root, tmp_path, cap
     reasons = {item["input"]: item["error"] for item in report["excluded"]}
     assert "bbox" in reasons["fine/0001_0"]
     assert "does not exist" in reasons["coarse/0001_1"]
+    prompt = (root / "prompt/coarse/0001_1.json").read_text()
+    (root / "prompt/fine/0001_0.json").write_text(prompt)  # repaired: scored by the next run
+    assert run(root, tmp_path / "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["metrics"]["excluded"], report["metrics"]["scored"]) == (1, 4)
+    (root / "prompt/fine/0001_0.json").write_text("[]")
     cv2.imwrite(str(root / "matte/fine/0002_0.png"), np.full((20, 20), 255, np.uint8))
     assert run(root, tmp_path / "none", "--json") == 1
     assert "expected the same size" in capsys.readouterr().out
@@ -203,3 +209,16 @@ def test_latency_comes_from_bench(root, tmp_path, capsys):
     (tmp_path / "bench.json").write_text("{}")
     assert run(root, tmp_path / "out", "--latency", str(tmp_path / "bench.json")) == 2
     assert "zim bench --json" in capsys.readouterr().err
+
+
+def test_other_weights_are_scored_again(tmp_path):
+    root = micromat(tmp_path / "MicroMat3K")
+    model = tmp_path / "model"
+    tables = []
+    for seed in (0, 1, 1):
+        tiny_model(seed=seed).save_pretrained(model)
+        assert run(root, tmp_path / "out", "--device", "cpu", models=str(model)) == 0
+        tables.append((tmp_path / "out/tables.md").read_bytes())
+    assert tables[0] != tables[1]
+    assert tables[1] == tables[2]
+    assert (tmp_path / "out/results.0.jsonl").read_text().count("seconds") == 12

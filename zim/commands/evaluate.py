@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> Report:
     report = Report(model=",".join(models), outputs={"folder": str(output)})
     with timed(report.seconds, "start"):
         apply_runtime(args)
+        from zim.batch import weights_hash
         from zim.evaluation import runner
         from zim.evaluation.datasets import read_dataset
         from zim.segmenters import load_segmenter
@@ -80,7 +81,10 @@ def run(args: argparse.Namespace) -> Report:
         for name in models
     }
     with timed(report.seconds, "score"), progress_on_stderr():
-        missing = runner.evaluate(loaders, samples, settings, output, workers=workers)
+        hashes = {name: weights_hash(name) for name in models}
+        missing = runner.evaluate(
+            loaders, samples, settings, output, workers=workers, weights=hashes
+        )
     for name, why in missing.items():
         sys.stderr.write(f"zim eval: {name}: {why}\n")
     with timed(report.seconds, "write"):

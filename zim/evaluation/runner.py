@@ -51,6 +51,7 @@ def evaluate(
     output: Path,
     *,
     workers: int = 0,
+    weights: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Score every model on this rank's share of the samples.
 
@@ -60,6 +61,7 @@ def evaluate(
         settings: what else the numbers depend on.
         output: folder; results of an earlier, interrupted run there are kept.
         workers: processes that compute metrics; 0 computes them here.
+        weights: hash by model; answers of other weights are computed again.
 
     Returns:
         For each model that could not be loaded, why.
@@ -80,7 +82,13 @@ def evaluate(
         file = stack.enter_context((output / f"results.{rank}.jsonl").open("a", encoding="utf-8"))
         if file.tell():
             file.write("\n")  # ends a line that a crash has torn
-        done = {(r["model"], r["prompt"], r["key"]) for r in read_results(output)}
+        hashes = weights or {}
+        done = {
+            (r["model"], r["prompt"], r["key"])
+            for r in read_results(output)
+            # what was left out is looked at again: somebody may have repaired it
+            if "excluded" not in r and r.get("weights", "") == hashes.get(r["model"], "")
+        }
         for name, load in models.items():
             todo = [s for s in mine if any((name, p, s.key) not in done for p in settings.prompts)]
             if not todo:
@@ -91,6 +99,7 @@ def evaluate(
                 missing[name] = " ".join(str(error).split())
                 continue
             for row in _score(name, model, todo, settings, pool, workers):
+                row["weights"] = hashes.get(name, "")
                 file.write(json.dumps(row) + "\n")
                 file.flush()
     return missing
