@@ -17,7 +17,7 @@ def download(dataset: str, root: Path) -> None:
     """Fetch and unpack a dataset with MONAI, unless it is there.
 
     Args:
-        dataset: ``hippocampus`` (27 MB) or ``spleen`` (1.5 GB).
+        dataset: ``hippocampus`` or ``spleen`` (1.5 GB).
         root: where to put it.
 
     Raises:

@@ -172,7 +172,7 @@ _ALL = (
     Dataset(
         "hippocampus",
         "Hippocampus, T1 MRI (MSD Task04)",
-        "MSD Task04, about 260 labelled volumes, 27 MB",
+        "MSD Task04, about 260 labelled volumes",
         "CC BY-SA 4.0",
         "medicaldecathlon.com or --download",
         "Task04_Hippocampus/{dataset.json,imagesTr,labelsTr}",
@@ -211,7 +211,7 @@ _ALL = (
     Dataset(
         "us_nerve",
         "Brachial plexus, ultrasound (Kaggle 2016)",
-        "5635 pictures of 47 patients, 2323 with a nerve",
+        "5635 pictures, 2323 of them with a nerve",
         "competition rules",
         "kaggle.com/c/ultrasound-nerve-segmentation (login)",
         "ultrasound-nerve-segmentation/train/{S_I.tif,S_I_mask.tif}",
@@ -238,8 +238,8 @@ _ALL = (
         "folder",
         "Your folder",
         "any pictures or volumes with masks of the same file names",
-        "yours",
-        "yours",
+        "your own",
+        "nothing to fetch",
         "{images,masks}/*",
         "minmax",
         True,
