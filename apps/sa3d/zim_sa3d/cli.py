@@ -73,6 +73,20 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     _configure(parser, "synthetic")
 
 
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nvos", required=True, metavar="ROOT", help="folder of the NVOS labels")
+    parser.add_argument(
+        "--targets", nargs="+", metavar="NAME", help="some of the eight [all there]"
+    )
+    _configure(parser, "nvos")
+
+
+def _eval(args: argparse.Namespace) -> Report:
+    from zim_sa3d.nvos import evaluate
+
+    return evaluate(args)
+
+
 def run(args: argparse.Namespace) -> Report:
     """Prepare, train, segment, render and export; what is there already is used."""
     from zim_sa3d.runs import Run
@@ -141,7 +155,7 @@ COMMANDS = (
         "render", "write masks, mattes, cut-outs of every view, and the object", _configure, _export
     ),
     Command("export", "the same as render", _configure, _export),
-    Command("eval", "score on NVOS"),
+    Command("eval", "score on NVOS", _eval_flags, _eval),
     Command("demo", "the whole chain on the built-in scene", _demo, run),
     Command("view", "look at the object in the browser"),
 )

@@ -117,10 +117,23 @@ class Run:
             return OracleSegmenter(scene)
         return load_segmenter(self.args.model, device=self.args.device, dtype=self.args.dtype)
 
-    def segment(self, scene: Scene, field: GridField) -> Segmentation:
-        """Segment, and write the mask grid, the prompt and the log of views."""
+    def segment(
+        self,
+        scene: Scene,
+        field: GridField,
+        prompt: ScenePrompt | None = None,
+        views: list[int] | None = None,
+    ) -> Segmentation:
+        """Segment, and write the mask grid, the prompt and the log of views.
+
+        Args:
+            scene: prepared.
+            field: trained on it.
+            prompt: what the flags say if None.
+            views: to lift from; the training views if None.
+        """
         args = self.args
-        prompt = self.prompt(scene)
+        prompt = self.prompt(scene) if prompt is None else prompt
         settings = Settings(
             binarize=args.binarize,
             num_prompts=args.num_prompts,
@@ -134,7 +147,7 @@ class Run:
             gradient=args.gradient,
         )
         with timed(self.report.seconds, "segment"):
-            done = segment(scene, field, self.segmenter(scene), prompt, settings)
+            done = segment(scene, field, self.segmenter(scene), prompt, settings, views)
         paths = {
             "grid": self.folder / "mask_grid.npz",
             "csv": self.folder / "views.csv",
