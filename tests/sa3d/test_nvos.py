@@ -18,7 +18,7 @@ def test_clicks_lie_on_the_scribble_and_repeat_with_the_seed():
     painted = np.zeros((40, 60), bool)
     painted[18:23, 5:55] = True
     clicks = [scribble_clicks(painted, 0.2, np.random.default_rng(3)) for _ in range(2)]
-    np.testing.assert_array_equal(*clicks)
+    np.testing.assert_array_equal(clicks[0], clicks[1])
     assert 3 <= len(clicks[0]) <= 20
     assert all(painted[int(y), int(x)] for x, y in clicks[0])
     assert np.abs(clicks[0][:, 1] - 20).max() <= 1  # along the middle
