@@ -73,7 +73,11 @@ def run(args: argparse.Namespace) -> Report:
         samples = read_dataset(args.dataset, Path(args.root).expanduser())[: args.limit]
         rank, world = runner.rank_and_world()
     if args.overwrite and rank == 0 and world == 1:
-        for old in [*output.glob("results.*.jsonl"), output / "settings.json"]:
+        for old in [
+            *output.glob("results.*.jsonl"),
+            output / "settings.json",
+            output / "prompts.jsonl",
+        ]:
             old.unlink(missing_ok=True)
     settings = runner.Settings(args.dataset, prompts, args.seed, args.max_side)
     loaders = {
@@ -179,8 +183,8 @@ def _write_prompts(output: Path, samples: list[Sample], settings: Any) -> None:
 
     path = output / "prompts.jsonl"
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if len(lines) == len(samples):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) == len(samples) and '"excluded"' not in text:
             return
     lines = []
     for sample in samples:
