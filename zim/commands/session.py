@@ -107,7 +107,8 @@ class Session:
         Raises:
             PromptError: the prompt is malformed or outside the picture.
         """
-        prompt = self._prompt(asked)
+        height, width = self._picture().shape[:2]
+        prompt = read_prompt(asked, (height, width))
         if candidates == 1:
             answer = best_matte(self._predictor, prompt, refine=refine, within=self._alpha)
             return [Answer(answer, prompt)]
@@ -136,16 +137,21 @@ class Session:
             raise PromptError("no picture is open; read one first")
         return self._rgb
 
-    def _prompt(self, asked: ObjectPrompt) -> Prompt:
-        height, width = self._picture().shape[:2]
-        size = (height, width)
-        return Prompt.create(
-            size,
-            points=asked.points or None,
-            box=asked.box,
-            scribble=None if asked.scribble is None else _scribble(asked.scribble, size),
-            mask=None if asked.mask is None else _mask(asked.mask, size),
-        )
+
+def read_prompt(asked: ObjectPrompt, size: tuple[int, int]) -> Prompt:
+    """Open what a prompt names and check it against a picture of ``size`` (height, width).
+
+    Raises:
+        PromptError: the prompt is malformed or outside the picture.
+        ImageError: a painted scribble or mask cannot be read.
+    """
+    return Prompt.create(
+        size,
+        points=asked.points or None,
+        box=asked.box,
+        scribble=None if asked.scribble is None else _scribble(asked.scribble, size),
+        mask=None if asked.mask is None else _mask(asked.mask, size),
+    )
 
 
 def _scribble(file: str, size: tuple[int, int]) -> Any:

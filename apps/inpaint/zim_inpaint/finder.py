@@ -1,0 +1,155 @@
+"""From clicks, boxes, scribbles, masks or words to one matte of everything that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from zim import plugins
+from zim.api import best_matte
+from zim.commands.prompt_flags import ObjectPrompt
+from zim.commands.session import read_prompt
+from zim.errors import ImageError, PromptError, ZimError
+from zim.images import read_alpha
+from zim.predictor import ZimPredictor
+from zim.prompts import Prompt, whole_frame
+from zim.protocols import Segmenter
+from zim.segmenters import load_segmenter
+from zim_inpaint.cover import COVER
+
+
+class Finder:
+    """One model and, for words, one detector; both are loaded when they are first needed."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        detector: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        refine: bool = False,
+    ) -> None:
+        """Remember what to load.
+
+        Args:
+            model: a name for :func:`zim.segmenters.load_segmenter`.
+            detector: which detector answers words; its own default if None.
+            device: for both.
+            dtype: for the model.
+            refine: sharpen mattes at full resolution (ZIM models).
+        """
+        self._model, self._detector_name = model, detector
+        self._device, self._dtype, self._refine = device, dtype, refine
+        self._segmenter: Segmenter | None = None
+        self._detector: Any = None
+
+    def find(
+        self, image: NDArray[np.uint8], prompts: Sequence[ObjectPrompt], words: str | None = None
+    ) -> tuple[NDArray[np.float32], int, float]:
+        """Return the matte of all objects, how many there are, and the lowest score.
+
+        Args:
+            image: H x W x 3 uint8 RGB.
+            prompts: one per object; their union is returned.
+            words: phrases separated by `` . `` or ``,``; every box they lead to is an object.
+
+        Raises:
+            PromptError: a prompt does not fit the picture, or nothing is found where it points.
+            ZimError: the model or a detector is missing.
+        """
+        height, width = image.shape[:2]
+        asked = [read_prompt(prompt, (height, width)) for prompt in prompts]
+        if words:
+            boxes = self._boxes(image, words)
+            asked += [Prompt.create((height, width), box=box) for box in boxes]
+        if self._segmenter is None:
+            self._segmenter = load_segmenter(self._model, device=self._device, dtype=self._dtype)
+        self._segmenter.set_image(image)
+        union = np.zeros((height, width), np.float32)
+        scores: list[float] = []
+        for prompt in asked:
+            alpha, score = self._answer(prompt, (height, width))
+            _check_clicks(alpha, prompt)
+            np.maximum(union, alpha, out=union)
+            scores.append(score)
+        return union, len(asked), min(scores)
+
+    def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.float32], float]:
+        model = self._segmenter
+        if isinstance(model, ZimPredictor):
+            matte = best_matte(model, prompt, refine=self._refine)
+            return matte.alpha, matte.score
+        assert model is not None
+        if prompt.mask is not None and not len(prompt.points) and prompt.box is None:
+            raise PromptError(f"{self._model} takes points and boxes, no mask; use --matte FILE")
+        mattes, scores, _ = model.predict(
+            point_coords=prompt.points if len(prompt.points) else None,
+            point_labels=prompt.labels if len(prompt.points) else None,
+            box=whole_frame(size) if prompt.empty else prompt.box,
+            multimask_output=prompt.single_click,
+        )
+        best = int(np.argmax(scores))
+        return np.asarray(mattes[best], np.float32), float(scores[best])
+
+    def _boxes(self, image: NDArray[np.uint8], words: str) -> list[tuple[float, ...]]:
+        if self._detector is None:
+            known = plugins.names("zim.detectors")
+            if not known:
+                raise ZimError(
+                    f"{words!r} needs a detector, and none is installed; install zim-grounded's "
+                    "extra: pip install 'zim-toolkit[grounded]', or click with --points"
+                )
+            factory = plugins.find("zim.detectors", known[0])
+            self._detector = factory(name=self._detector_name, device=self._device)
+        phrases = [part.strip() for part in words.replace(" . ", ",").split(",") if part.strip()]
+        found = self._detector.detect(image, phrases)
+        if not found:
+            raise PromptError(f"nothing in the picture answers {words!r}; click with --points")
+        return [tuple(detection.box) for detection in found]
+
+
+def read_matte(file: str, size: tuple[int, int], *, resize: bool = False) -> NDArray[np.float32]:
+    """Read a matte that is used as it is.
+
+    Args:
+        file: any picture; see :func:`zim.images.read_alpha`.
+        size: (height, width) of the picture it belongs to.
+        resize: scale it to that size rather than refuse it.
+
+    Raises:
+        ImageError: it cannot be read, or has another size.
+    """
+    alpha = read_alpha(file)
+    if alpha.max(initial=0) <= 1.001 / 255:  # zeros and ones: a binary mask
+        alpha = (alpha > 0).astype(np.float32)
+    if alpha.shape == size:
+        return alpha
+    if not resize:
+        raise ImageError(
+            f"{file} is {alpha.shape[1]} x {alpha.shape[0]} but the picture is {size[1]} x "
+            f"{size[0]}; give a matte of its size, or --resize-matte"
+        )
+    scaled = cv2.resize(alpha, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.clip(scaled, 0, 1, dtype=np.float32)
+
+
+def _check_clicks(alpha: NDArray[np.float32], prompt: Prompt) -> None:
+    """Refuse an answer that does not contain any of the clicks."""
+    clicks = prompt.points[prompt.labels == 1] if len(prompt.points) else prompt.points
+    if not len(clicks):
+        if not (alpha > COVER).any():
+            raise PromptError("the matte is empty: the model sees no object there; use points")
+        return
+    last = np.array([alpha.shape[1] - 1, alpha.shape[0] - 1])
+    at = np.clip(np.round(clicks), 0, last).astype(int)
+    if not (alpha[at[:, 1], at[:, 0]] > COVER).any():
+        x, y = clicks[0]
+        raise PromptError(
+            f"the matte is empty at the click ({x:g}, {y:g}): the model sees no object there; "
+            "click elsewhere on it or draw a box"
+        )

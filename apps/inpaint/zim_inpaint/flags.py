@@ -1,0 +1,133 @@
+"""Flags of ``zim-inpaint``; nothing here imports more than the standard library."""
+
+from __future__ import annotations
+
+import argparse
+
+from zim.commandline import UsageError, positive_int
+from zim.commands.prompt_flags import add_prompt_flags
+
+FORMATS = ("result", "alpha", "mask", "overlay")
+#: ``zim_inpaint.backends.NAMES`` and ``api.MODES``, which a test compares with these
+BACKENDS = ("auto", "patchmatch", "telea", "lama", "diffusers")
+MODES = ("remove", "fill", "replace")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``zim-inpaint``."""
+    parser.epilog = "zim-inpaint eval scores removals on COCO; see zim-inpaint eval --help."
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="pictures or folders of pictures, - is stdin",
+    )
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE.jsonl",
+        help='instead of --image: per line {"image": FILE, "points": [[x,y,label],...], '
+        '"box": [x0,y0,x1,y1], "matte": FILE, "object": WORDS, "text": WORDS}',
+    )
+    parser.add_argument("--mode", choices=MODES, default="remove", help="what to do [remove]")
+    parser.add_argument(
+        "--text",
+        metavar="WORDS",
+        help="what to paint (fill, replace); in mode remove: what to remove, as --object",
+    )
+    add_prompt_flags(parser)
+    group = parser.add_argument_group("more ways to say which object")
+    group.add_argument("--object", metavar="WORDS", help="its name; needs a detector (grounded)")
+    group.add_argument("--detector", metavar="NAME", help="which detector [its default]")
+    group.add_argument("--matte", metavar="FILE", help="a finished matte or mask, used as it is")
+    group.add_argument(
+        "--resize-matte", action="store_true", help="scale --matte to the picture's size"
+    )
+    group.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    group.add_argument("--refine", action="store_true", help="sharpen soft parts of the matte")
+
+    group = parser.add_argument_group("what is repainted")
+    group.add_argument("--background", metavar="COLOUR|FILE", help="for --mode replace")
+    group.add_argument("--cover", type=float, default=0.02, metavar="A", help="least alpha [0.02]")
+    group.add_argument(
+        "--grow",
+        type=_grow,
+        default="auto",
+        metavar="PX",
+        help="margin; auto follows the width of the matte's soft band [auto]",
+    )
+    group.add_argument(
+        "--feather", type=float, default=2.0, metavar="PX", help="ramp outside of the mask [2]"
+    )
+    group.add_argument(
+        "--context",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="surroundings to look at, as a share of the hole's longer side [0.5]",
+    )
+
+    group = parser.add_argument_group("what paints")
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: lama if its file is there, else patchmatch, else telea; downloads nothing",
+    )
+    group.add_argument("--work-size", type=positive_int, metavar="PX", help="longest side [512]")
+    group.add_argument("--lama", metavar="FILE", help="big-lama.pt [ZIM_HOME/models/big-lama.pt]")
+    group.add_argument(
+        "--pipeline",
+        default="sd15",
+        metavar="NAME",
+        help="for diffusers: sd15, sd2, sdxl, flux-fill, a hub id or a folder [sd15]",
+    )
+    group.add_argument("--negative", metavar="WORDS", help="what not to paint")
+    group.add_argument("--steps", type=positive_int, metavar="N", help="of denoising [50]")
+    group.add_argument("--guidance", type=float, metavar="G", help="how closely words are followed")
+    group.add_argument("--strength", type=float, metavar="S", help="share of the steps run [1]")
+    group.add_argument(
+        "--offload",
+        choices=("none", "model", "sequential"),
+        default="none",
+        help="keep parts of the pipeline in main memory, on CUDA [none]",
+    )
+    group.add_argument("--offline", action="store_true", help="local files only; never download")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        metavar="KIND",
+        help=f"any of {', '.join(FORMATS)} [result alpha mask]; files are <stem>.<kind>.png",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, before anything is loaded.
+
+    Raises:
+        UsageError: saying which.
+    """
+    if bool(args.image) == bool(args.manifest):
+        raise UsageError("give pictures with --image FILE, or a list with --manifest FILE.jsonl")
+    if args.output == "-":
+        raise UsageError("--output - : several files are written; give a folder or a file name")
+    if args.mode == "fill" and not (args.text or "").strip() and not args.manifest:
+        raise UsageError("--mode fill needs --text, what to paint")
+    if args.mode == "replace" and not args.text and not args.background and not args.manifest:
+        raise UsageError("--mode replace needs --background COLOUR|FILE or --text WORDS")
+    if args.background and args.mode != "replace":
+        raise UsageError(f"--background is for --mode replace, not {args.mode}")
+    prompted = args.points or args.box or args.scribble or args.mask or args.prompts
+    if args.matte and (prompted or args.object):
+        raise UsageError("--matte is used as it is; leave out the other ways to say which object")
+    if args.mode == "remove" and args.text and args.object:
+        raise UsageError("in mode remove --text means --object; give one of them")
+
+
+def _grow(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a whole number of pixels")
+    return int(text)

@@ -1,0 +1,146 @@
+"""What one call of ``zim-inpaint`` has to do: pictures, and what was said about each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zim.commandline import UsageError
+from zim.commands.outputs import FILE_SUFFIXES
+from zim.commands.prompt_flags import ObjectPrompt, object_prompts
+from zim.errors import PromptError
+
+_KEYS = {"image", "points", "box", "matte", "object", "text"}
+#: pictures that are taken from a folder
+_SUFFIXES = (*FILE_SUFFIXES, ".bmp", ".gif")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture."""
+
+    image: str
+    prompts: tuple[ObjectPrompt, ...] = ()
+    #: words that name the object
+    words: str | None = None
+    matte: str | None = None
+    #: words for what to paint
+    text: str | None = None
+    #: why it cannot be done, found while reading the manifest
+    error: str | None = None
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """Return the pictures of the command line or of the manifest.
+
+    Raises:
+        UsageError: there is none.
+        PromptError: the manifest holds no JSON lines.
+        OSError: it cannot be read.
+    """
+    removing = args.mode == "remove"
+    words = args.object or (args.text if removing else None)
+    text = None if removing else args.text
+    if args.manifest:
+        return _manifest(Path(args.manifest), words, text, removing)
+    prompts: Sequence[ObjectPrompt] = () if args.matte else object_prompts(args)
+    if words and prompts == [ObjectPrompt()]:  # nothing but words was said
+        prompts = ()
+    return [Job(image, tuple(prompts), words, args.matte, text) for image in _expanded(args.image)]
+
+
+def _expanded(images: Sequence[str]) -> list[str]:
+    """Replace folders by the pictures in them, sorted."""
+    out: list[str] = []
+    for name in images:
+        folder = Path(name).expanduser()
+        if name == "-" or not folder.is_dir():
+            out.append(name)
+            continue
+        inside = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        if not inside:
+            raise UsageError(f"--image {name}: no pictures in this folder")
+        out += inside
+    if out.count("-") > 1:
+        raise UsageError("stdin (-) can be one image only")
+    return list(dict.fromkeys(out))
+
+
+def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -> list[Job]:
+    found: list[Job] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{where}: not JSON ({' '.join(str(error).split())})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise PromptError(f'{where}: expected {{"image": FILE, "points": [[x, y]], ...}}')
+        found.append(_job(row, where, path.parent, words, text, removing))
+    if not found:
+        raise PromptError(f"{path}: no lines; expected one JSON object per picture")
+    return found
+
+
+def _job(
+    row: dict[str, Any],
+    where: str,
+    folder: Path,
+    words: str | None,
+    text: str | None,
+    removing: bool,
+) -> Job:
+    """Read one line; a line that asks for nonsense becomes a job that fails by itself."""
+    image = _beside(row["image"], folder)
+    try:
+        unknown = sorted(set(row) - _KEYS)
+        if unknown:
+            raise PromptError(f"{where}: unknown key {unknown[0]!r}; known: {sorted(_KEYS)}")
+        points = tuple(_point(point, where) for point in row.get("points") or ())
+        box = row.get("box")
+        if box is not None:
+            if not _numbers(box, 4):
+                raise PromptError(f"{where}: box {box!r} is not [x0, y0, x1, y1]")
+            x0, y0, x1, y1 = (float(value) for value in box)
+            box = (x0, y0, x1, y1)
+    except (PromptError, TypeError) as error:
+        return Job(image, error=str(error))
+    own = row.get("text")
+    named = row.get("object") or (own if removing else None) or words
+    matte = row.get("matte")
+    prompts = (
+        () if matte or (named and not points and box is None) else (ObjectPrompt(points, box),)
+    )
+    return Job(
+        image,
+        prompts,
+        None if matte else named,
+        _beside(matte, folder) if matte else None,
+        None if removing else own or text,
+    )
+
+
+def _beside(name: str, folder: Path) -> str:
+    """Return a path of the manifest, which may be relative to its folder."""
+    path = Path(name).expanduser()
+    return name if path.is_absolute() or path.exists() else str(folder / path)
+
+
+def _numbers(values: Any, *lengths: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) in lengths
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    )
+
+
+def _point(values: Any, where: str) -> tuple[float, float, int]:
+    if not _numbers(values, 2, 3) or (len(values) == 3 and values[2] not in (0, 1)):
+        raise PromptError(f"{where}: point {values!r} is not [x, y] or [x, y, 0 or 1]")
+    return float(values[0]), float(values[1]), int(values[2]) if len(values) == 3 else 1

@@ -1,0 +1,139 @@
+"""A picture with everything that should survive a repair: colours, profile, EXIF, transparency.
+
+The model sees sRGB. The repair happens in the file's own colours, so that what is not touched
+comes out with the values it had, and the profile that explains them goes with it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from zim.errors import OutputError
+from zim.images import encode_rgb, encode_rgba, load_image
+from zim.output import quantise
+
+_ORIENTATION = 0x0112
+_PNG_HEADER = 33
+#: length, name, one byte and checksum of the sRGB chunk that follows it
+_SRGB_CHUNK = 13
+_QUALITY = 95
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What was read.
+
+    Attributes:
+        rgb: H x W x 3 uint8 in the file's own colour space, right way up.
+        srgb: the same in sRGB, for models.
+        alpha: the file's transparency, float32 H x W, or None.
+        icc: the profile of ``rgb``; None for sRGB.
+        exif: EXIF block without its orientation, which is applied.
+        dpi: resolution for printing.
+        note: something the user should know, or None.
+    """
+
+    rgb: NDArray[np.uint8]
+    srgb: NDArray[np.uint8]
+    alpha: NDArray[np.float32] | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    note: str | None = None
+
+
+def read_picture(source: str) -> Picture:
+    """Read a picture from a path or stdin (``-``).
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    given: Any = sys.stdin.buffer.read() if source == "-" else source
+    loaded = load_image(given)
+    file: Any = io.BytesIO(given) if source == "-" else Path(source).expanduser()
+    with Image.open(file) as image:
+        dpi = image.info.get("dpi")
+        depth = image.tile[0][3] if getattr(image, "tile", None) else None
+        deep = image.mode.startswith("I;16") or "16" in str(depth)
+        rgb, icc = loaded.rgb, None
+        if loaded.icc and image.mode in ("RGB", "RGBA") and not deep:
+            own = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            if (own != rgb).any():
+                rgb, icc = own, loaded.icc
+        exif = image.getexif()
+        exif.pop(_ORIENTATION, None)  # last: the image forgets it too
+    return Picture(
+        rgb,
+        loaded.rgb,
+        loaded.alpha,
+        icc,
+        exif.tobytes() if len(exif) else None,
+        (float(dpi[0]), float(dpi[1])) if dpi else None,
+        "16 bits become 8" if deep else None,
+    )
+
+
+def encode_picture(rgb: NDArray[np.uint8], like: Picture, suffix: str) -> bytes:
+    """Encode a repaired picture with the metadata and transparency of its original.
+
+    Args:
+        rgb: H x W x 3 uint8 in the colours of ``like.rgb``.
+        like: the original.
+        suffix: ``.png``, ``.webp`` and ``.tif`` keep every value, ``.jpg`` does not.
+
+    Raises:
+        OutputError: the format cannot hold it.
+    """
+    suffix = suffix.lower()
+    if like.alpha is not None and suffix in (".jpg", ".jpeg"):
+        raise OutputError(f"{suffix} has no transparency, which the picture has; use .png or .webp")
+    alpha = None if like.alpha is None else quantise(like.alpha)
+    if suffix == ".png":
+        data = encode_rgb(rgb) if alpha is None else encode_rgba(np.dstack([rgb, alpha]))
+        return _with_metadata(data, like)
+    if suffix not in (".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
+        raise OutputError(f"{suffix or 'no suffix'} is not written; use .png, .webp, .tif or .jpg")
+    options: dict[str, Any] = {"icc_profile": like.icc, "exif": like.exif, "dpi": like.dpi}
+    options = {key: value for key, value in options.items() if value is not None}
+    if suffix == ".webp":
+        options |= {"format": "WEBP", "lossless": True, "exact": True, "method": 1}
+    elif suffix in (".tif", ".tiff"):
+        options |= {"format": "TIFF", "compression": "tiff_adobe_deflate"}
+    else:
+        options |= {"format": "JPEG", "quality": _QUALITY, "subsampling": 0}
+    image = Image.fromarray(rgb if alpha is None else np.dstack([rgb, alpha]))
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, **options)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"encoding as {suffix} failed ({error})") from error
+    return buffer.getvalue()
+
+
+def _with_metadata(png: bytes, like: Picture) -> bytes:
+    """Put profile, EXIF and resolution between header and pixels; a profile takes sRGB's place."""
+    head, rest = png[:_PNG_HEADER], png[_PNG_HEADER:]
+    chunks = b""
+    if like.icc is not None:
+        chunks += _chunk(b"iCCP", b"icc\x00\x00" + zlib.compress(like.icc))
+        rest = rest[_SRGB_CHUNK:]
+    if like.dpi is not None:
+        x, y = (round(value / 0.0254) for value in like.dpi)
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
+    if like.exif is not None:
+        chunks += _chunk(b"eXIf", like.exif.removeprefix(b"Exif\x00\x00"))
+    return head + chunks + rest
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,0 +1,287 @@
+"""The command: pictures in, files out, and what it says when that cannot be done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from zim import plugins
+from zim.protocols import Detection
+from zim.testing import disc, picture
+from zim_inpaint import backends, flags
+from zim_inpaint.api import MODES
+from zim_inpaint.cli import main
+
+SIZE = (96, 128)
+ALPHA = disc(*SIZE, softness=6)
+IMAGE = picture(*SIZE)
+
+
+class Discs:
+    """A segmenter that answers every prompt with a disc round its first point or box centre."""
+
+    def set_image(self, image: np.ndarray) -> None:
+        self.size = image.shape[:2]
+
+    def predict(self, **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if prompt["point_coords"] is not None:
+            x, y = prompt["point_coords"][0]
+        else:
+            x0, y0, x1, y1 = prompt["box"]
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        if (x, y) == (1, 1):  # the corner is nothing
+            return np.zeros((1, *self.size), np.float32), np.ones(1), np.zeros((1, 4, 4))
+        alpha = disc(*self.size, centre=(float(x), float(y)), radius=12)
+        return alpha[None], np.array([0.75]), np.zeros((1, 4, 4))
+
+
+@pytest.fixture(autouse=True)
+def _discs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zim_inpaint.finder.load_segmenter", lambda *a, **k: Discs())
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(IMAGE).save(path)
+    return path
+
+
+def report(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_flags_name_what_the_library_has() -> None:
+    assert flags.BACKENDS == backends.NAMES
+    assert flags.MODES == MODES
+
+
+def test_one_click_one_result(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = photo.parent / "out"
+    words = [
+        "--image",
+        str(photo),
+        "--points",
+        "64,48",
+        "100,20,0",
+        "--output",
+        f"{out}/",
+        "--json",
+    ]
+    assert main(words) == 0
+    data = report(capsys)
+    assert set(data["outputs"]) == {"result", "alpha", "mask"}
+    assert {"start", "matte", "repaint", "write"} <= set(data["seconds"])
+    assert data["metrics"]["objects"] == 1
+    assert data["items"][0]["settings"]["seed"] == 0
+    result = np.array(Image.open(data["outputs"]["result"]))
+    mask = np.array(Image.open(data["outputs"]["mask"])) > 0
+    wide = np.pad(mask, 8)
+    for _ in range(8):
+        wide[1:-1, 1:-1] |= wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    far = ~wide[8:-8, 8:-8]
+    assert (result[far] == IMAGE[far]).all()
+    assert (result[mask] != IMAGE[mask]).any()
+    assert main(words) == 1  # the files exist now
+    assert "use --overwrite or --skip-existing" in capsys.readouterr().err
+    before = Path(data["outputs"]["result"]).read_bytes()
+    assert main([*words, "--overwrite"]) == 0
+    assert Path(data["outputs"]["result"]).read_bytes() == before
+
+
+def test_several_boxes_are_one_repair(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes = ["--box", "10,10,40,40", "80,50,110,80"]
+    words = ["--image", str(photo), *boxes, "-o", str(photo.parent / "x.png"), "--json"]
+    assert main(words) == 0
+    data = report(capsys)
+    assert data["metrics"]["objects"] == 2
+    assert list(data["outputs"]) == ["result"]
+
+
+def test_words_go_through_the_detector(
+    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Detector:
+        def detect(self, image: np.ndarray, phrases: list[str]) -> list[Detection]:
+            asked.append((image.shape, list(phrases)))
+            return [Detection((40, 30, 80, 70), "disc", 0.9)] if "disc" in phrases else []
+
+    monkeypatch.setattr(plugins, "names", lambda group: ["mine"])
+    monkeypatch.setattr(plugins, "find", lambda group, name: lambda **options: Detector())
+    words = ["--image", str(photo), "-o", str(photo.parent / "x.png"), "--json", "--text"]
+    assert main([*words, "disc, dot"]) == 0
+    assert asked == [((96, 128, 3), ["disc", "dot"])]
+    assert report(capsys)["metrics"]["objects"] == 1
+    assert main([*words, "cat", "--overwrite"]) == 1
+    assert "nothing in the picture answers 'cat'" in capsys.readouterr().err
+    monkeypatch.setattr(plugins, "names", lambda group: [])
+    assert main([*words, "cat", "--overwrite"]) == 1
+    assert "zim-toolkit[grounded]" in capsys.readouterr().err
+
+
+def test_a_batch_goes_on_and_the_exit_code_tells(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photo.parent / "many"
+    folder.mkdir()
+    Image.fromarray(IMAGE).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"not a picture")
+    Image.fromarray(IMAGE).save(folder / "c.png")
+    out = photo.parent / "out"
+    words = ["--image", str(folder), "--points", "64,48", "-o", f"{out}/", "--json"]
+    assert main(words) == 1
+    streams = capsys.readouterr()
+    data = json.loads(streams.out)
+    assert [Path(item["input"]).name for item in data["items"]] == ["a.png", "b.png", "c.png"]
+    assert [item["error"] is None for item in data["items"]] == [True, False, True]
+    assert data["error"] == "1 of 3 images failed"
+    assert streams.err.count("\n") == 1
+    assert not list(out.glob("b.*"))
+    assert (out / "c.result.png").exists()
+
+
+def test_a_manifest_says_something_for_every_picture(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray((ALPHA * 255).astype(np.uint8)).save(photo.parent / "m.png")
+    Image.fromarray(IMAGE).save(photo.parent / "other.png")
+    Image.fromarray(IMAGE).save(photo.parent / "third.png")
+    rows = [
+        {"image": "photo.png", "points": [[64, 48]]},
+        {"image": "other.png", "matte": "m.png"},
+        {"image": "third.png", "points": [[64]]},
+    ]
+    manifest = photo.parent / "list.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    words = ["--manifest", str(manifest), "-o", str(photo.parent / "out/"), "--json"]
+    assert main(words) == 1
+    data = report(capsys)
+    errors = [item["error"] for item in data["items"]]
+    assert errors[:2] == [None, None]
+    assert "line 3" in errors[2]
+    written = np.array(Image.open(photo.parent / "out/other.alpha.png"))
+    assert (written == (ALPHA * 255).astype(np.uint8)).all()
+
+
+def test_profile_exif_resolution_and_transparency_survive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x010E] = "a disc"
+    alpha = np.full(SIZE, 255, np.uint8)
+    alpha[:10] = 7
+    source = tmp_path / "in.png"
+    stored = np.rot90(np.dstack([IMAGE, alpha]))  # so that it is shown upright
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        source, icc_profile=wide, exif=exif, dpi=(300, 300)
+    )
+    target = tmp_path / "out.png"
+    words = ["--image", str(source), "--points", "64,48", "-o", str(target)]
+    assert main(words) == 0
+    capsys.readouterr()
+    with Image.open(target) as image:
+        out = np.array(image)
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert image.getexif()[0x010E] == "a disc"
+        assert 0x0112 not in image.getexif()
+    assert out.shape == (*SIZE, 4)
+    assert (out[..., 3] == alpha).all()
+    assert (out[:20, :20, :3] == IMAGE[:20, :20]).all()
+
+
+def test_a_wide_gamut_file_keeps_its_values_and_its_profile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a matrix profile that is not sRGB: sRGB with red and blue primaries exchanged
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.find(b"rXYZ"), profile.find(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    place = profile.find(b"s\x00R\x00G\x00B") if b"s\x00R\x00G\x00B" in profile else -1
+    if place >= 0:
+        profile[place : place + 5] = b"x\x00x\x00x"
+    source, target = tmp_path / "in.tif", tmp_path / "out.png"
+    Image.fromarray(IMAGE).save(source, icc_profile=bytes(profile))
+    assert main(["--image", str(source), "--points", "64,48", "-o", str(target)]) == 0
+    capsys.readouterr()
+    with Image.open(target) as image:
+        assert image.info["icc_profile"] == bytes(profile)
+        assert (np.array(image)[:20, :20] == IMAGE[:20, :20]).all()
+
+
+def test_jpeg_and_webp_are_written(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix in (".jpg", ".webp", ".tif"):
+        target = photo.with_name(f"out{suffix}")
+        assert main(["--image", str(photo), "--points", "64,48", "-o", str(target)]) == 0
+        out = np.array(Image.open(target).convert("RGB"))
+        difference = np.abs(out[:20, :20].astype(int) - IMAGE[:20, :20]).max()
+        assert difference == 0 if suffix != ".jpg" else difference < 30
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["--points", "1,1"], 1, "matte is empty at the click (1, 1)"),
+        (["--points", "500,1"], 1, "outside the 128 x 96 picture"),
+        (["--points", "64,48", "--mode", "fill"], 2, "--text"),
+        (["--points", "64,48", "--mode", "replace"], 2, "--background"),
+        (["--points", "64,48", "--background", "red"], 2, "--mode replace"),
+        (["--points", "64,48", "--mode", "fill", "--text", "x"], 1, "takes none"),
+        (["--points", "64,48", "--backend", "lama"], 1, "206 MB, Apache-2.0"),
+        (["--points", "64,48", "--grow", "wide"], 2, "auto or a whole number"),
+        (["--points", "64,48", "--matte", "m.png"], 2, "used as it is"),
+        (["--points", "64,48", "--colour", "red"], 2, "unknown option --colour"),
+        (["--matte", "gone.png"], 1, "gone.png does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    words: list[str],
+    code: int,
+    line: str,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ZIM_HOME", str(photo.parent / "home"))
+    monkeypatch.setenv("LAMA_MODEL", "")
+    out = photo.parent / "out"
+    backend = [] if "--backend" in words else ["--backend", "telea"]
+    assert main(["--image", str(photo), *words, *backend, "-o", f"{out}/"]) == code
+    streams = capsys.readouterr()
+    assert line in streams.err
+    assert streams.err.count("\n") == 1
+    assert streams.out == ""
+    assert not out.exists()
+
+
+def test_a_matte_of_another_size_is_refused_or_scaled(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matte = photo.with_name("m.png")
+    Image.fromarray((ALPHA * 255).astype(np.uint8)).resize((64, 48)).save(matte)
+    words = ["--image", str(photo), "--matte", str(matte), "-o", str(photo.with_name("x.png"))]
+    assert main(words) == 1
+    assert "is 64 x 48 but the picture is 128 x 96" in capsys.readouterr().err
+    assert main([*words, "--resize-matte"]) == 0
+    Image.fromarray(np.full((96, 128), 255, np.uint8)).save(matte)
+    assert main([*words, "--overwrite"]) == 1
+    assert "covers 100% of the picture" in capsys.readouterr().err
+
+
+def test_replace_with_a_colour(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = photo.with_name("x.png")
+    words = ["--image", str(photo), "--points", "64,48", "--mode", "replace"]
+    assert main([*words, "--background", "#102030", "-o", str(target)]) == 0
+    out = np.array(Image.open(target))
+    assert out[0, 0].tolist() == [16, 32, 48]
+    assert (out[48, 64] == IMAGE[48, 64]).all()
+    capsys.readouterr()
