@@ -18,8 +18,8 @@ from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
 from zim_sa3d.readers import read_transforms
 from zim_sa3d.runs import middle_of
-from zim_sa3d.segment import ScenePrompt, Settings, iou, segment
-from zim_sa3d.synthetic import SOLIDS, orbit, render, synthetic_scene
+from zim_sa3d.segment import ScenePrompt, Settings, segment
+from zim_sa3d.synthetic import orbit, render, synthetic_scene
 
 SMALL = GridSettings(resolutions=(40, 72), steps=(120, 180), rays=512, samples=(48, 80))
 
@@ -163,12 +163,9 @@ def test_help_is_quick_and_light():
 
 @pytest.mark.slow
 def test_built_in_scene_reaches_what_the_documentation_says(tmp_path, capsys):
-    out = tmp_path / "run"
-    words = ["--scene", "synthetic", "--output", str(out), "--model", "oracle", "--json"]
-    for name in SOLIDS:
-        assert main([*words[:4], "--object", name, *words[4:]]) == 0
-        metrics = json.loads(capsys.readouterr().out)["metrics"]
-        assert metrics["psnr"] >= 22
-        assert metrics["iou"] >= 0.85
-        assert metrics["views_accepted"] >= 0.8
-    assert iou(np.ones((2, 2), bool), np.ones((2, 2), bool)) == 1.0
+    words = ["--scene", "synthetic", "--output", str(tmp_path / "run"), "--model", "oracle"]
+    assert main([*words, "--object", "ball", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["psnr"] >= 22
+    assert metrics["iou"] >= 0.85
+    assert metrics["views_accepted"] >= 0.8
