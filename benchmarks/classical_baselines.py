@@ -16,6 +16,7 @@ Units are those of ``zim.metrics``. Intervals are percentile bootstraps over pic
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -450,9 +451,21 @@ def run(options: Options) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 and one line on a known failure."""
-    import tyro
-
-    options = tyro.cli(Options, args=argv)
+    parser = argparse.ArgumentParser(description=Options.__doc__)
+    parser.add_argument("--root", type=Path, nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--models", nargs="*", default=())
+    parser.add_argument("--prompts", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--classical", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--best-of-three", action="store_true")
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--max-side", type=int, default=Options.max_side)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--device", default=Options.device)
+    parser.add_argument("--threads", type=int, default=Options.threads)
+    parser.add_argument("--seed", type=int, default=Options.seed)
+    given = vars(parser.parse_args(argv))
+    options = Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     try:
         run(options)
     except ZimError as error:

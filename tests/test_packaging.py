@@ -101,9 +101,10 @@ def test_a_built_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(target)!r})\n"
         f"found = next(iter(m.distributions(name='zim-toolkit', path=[{str(target)!r}])))\n"
         "for entry in found.entry_points:\n"
-        "    module = sys.modules[entry.load().__module__]\n"
+        "    entry.load()\n"
+        "    module = sys.modules[entry.module]\n"
         f"    assert module.__file__.startswith({str(target)!r}), module.__file__\n"
-        "    print(entry.name)\n"
+        "    print(entry.name if entry.group == 'console_scripts' else '')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
