@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cover", type=float, default=0.02, metavar="A", help="least alpha [0.02]")
     group.add_argument(
         "--grow",
-        type=_grow,
+        type=pixels_or_auto,
         default="auto",
         metavar="PX",
         help="margin; auto follows the width of the matte's soft band [auto]",
@@ -125,7 +125,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("in mode remove --text means --object; give one of them")
 
 
-def _grow(text: str) -> int | str:
+def pixels_or_auto(text: str) -> int | str:
+    """Parse ``auto`` or a number of pixels."""
     if text == "auto":
         return text
     if not text.isdecimal():
