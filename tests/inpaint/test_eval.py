@@ -189,11 +189,18 @@ def test_clip_of_identical_crops_is_no_distance(tiny_clip: Path) -> None:
     assert measure(u, w, clip.texts, 2)["l2"] > 0.1
 
 
-def test_missing_clip_weights_are_one_clear_line(tiny_clip: Path, tmp_path: Path) -> None:
-    for model, weights in (("tiny-clip-test", str(tmp_path / "none.pt")), ("no-such", "openai")):
+def test_missing_clip_weights_are_one_clear_line(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("ZIM_OFFLINE", "1")
+    for model, weights in (
+        ("tiny-clip-test", str(tmp_path / "none.pt")),
+        ("no-such", "openai"),
+    ):
         with pytest.raises(CheckpointError, match="--clip-pretrained FILE") as caught:
             Clip(model, weights, NAMES)
         assert "\n" not in str(caught.value)
+        assert not caplog.records
     with pytest.raises(CheckpointError, match="chance"):
         Clip("tiny-clip-test", "", NAMES)
 

@@ -9,8 +9,10 @@ choice on the source (``source``, as Inst-Inpaint's published script does) or th
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 
 from zim._extras import require
 from zim.errors import CheckpointError, ConfigError
+from zim.weights.store import offline
 
 TOPS = (1, 3, 5)
 REGIONS = ("box", "wide", "image")
@@ -120,7 +123,7 @@ class Clip:
 
         if not pretrained:
             raise CheckpointError("no CLIP weights given; without them every number is chance")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet(), _network_if_allowed():
             warnings.simplefilter("ignore")  # torch.jit, deprecated, is used while importing
             library = require("open_clip", "inpaint")
             try:
@@ -147,3 +150,28 @@ class Clip:
         batch = torch.stack([self._prepare(picture) for picture in crops]).to(self._device)
         with torch.inference_mode():
             return self._model.encode_image(batch, normalize=True).float().cpu().numpy()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep what open_clip and the hub log (a dozen retries) out of the way of the one message."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _network_if_allowed() -> Generator[None]:
+    """Let the hub look only at its cache while ``ZIM_OFFLINE`` is set; open_clip has no flag."""
+    if not offline():
+        yield
+        return
+    constants: Any = require("huggingface_hub.constants", "inpaint")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

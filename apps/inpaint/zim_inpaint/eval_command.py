@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sheet", type=int, default=0, metavar="N", help="sheet.jpg of the first N objects [0]"
     )
     group = parser.add_argument_group("choices that the paper leaves open; the report states them")
-    group.add_argument("--points", type=positive_int, default=10, help="clicks per object [10]")
+    group.add_argument(
+        "--points", type=positive_int, default=10, metavar="N", help="clicks per object [10]"
+    )
     group.add_argument(
         "--min-side", type=float, default=32, metavar="PX", help="of an object's box [32]"
     )
@@ -229,12 +231,16 @@ def _write(
 
 def _protocol(args: argparse.Namespace, settings: Settings, skipped: Counter[str]) -> str:
     choices: dict[str, Any] = asdict(settings)
-    stated = ", ".join(f"{key} {value}" for key, value in choices.items())
+    unset = {"limit": "none", "work_size": "the backend's own"}
+    stated = ", ".join(
+        f"{key} {unset[key] if value is None else value}" for key, value in choices.items()
+    )
     return (
         f"Distances are x 100; first table: {args.clip_distance}, reference class: "
         f"{args.clip_rule}. `truth_seen`: only objects whose class CLIP sees in the source. "
-        "A larger mask raises every measure, so mask area stands beside. `refused`: no usable "
-        "mask, scored as an unchanged picture. One object is removed at a time.\n\n"
+        "A larger mask tends to raise every measure, so mask area stands beside. "
+        "`refused`: no usable mask, scored as an unchanged picture. "
+        "One object is removed at a time.\n\n"
         f"Choices: {stated}. {_skipped(skipped)}\n"
     )
 
