@@ -70,7 +70,8 @@ def pasted(
     rows, columns = small.shape[:2]
     top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
     alpha = np.zeros((height, width), np.float32)
-    alpha[top : top + rows, left : left + columns] = small[..., 3] / 255
+    # scaling overshoots 1 by a rounding error, which is no alpha any more
+    alpha[top : top + rows, left : left + columns] = np.clip(small[..., 3] / 255, 0, 1)
     front = np.zeros((height, width, 3), np.float32)
     front[top : top + rows, left : left + columns] = small[..., :3]
     mixed = front + (1 - alpha[..., None]) * clean
