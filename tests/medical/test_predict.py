@@ -55,6 +55,20 @@ def test_nifti_in_nifti_out(tiny: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "exists" in capsys.readouterr().err
 
 
+def test_skip_existing_completes_an_interrupted_run(tiny: str, tmp_path: Path) -> None:
+    write_volume(tmp_path / "scan.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3", "--model", tiny]
+    argv += ["--output", str(tmp_path / "out"), "--skip-existing"]
+    assert main(argv) == 0
+    soft = tmp_path / "out" / "scan.soft.nii.gz"
+    soft.unlink()
+    assert main(argv) == 0
+    assert soft.is_file()
+    before = soft.stat().st_mtime_ns
+    assert main(argv) == 0
+    assert soft.stat().st_mtime_ns == before
+
+
 def test_a_picture_takes_flat_prompts(tiny: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 60000, (20, 30)).astype(np.uint16)
     Image.fromarray(pixels).save(tmp_path / "x.tif")

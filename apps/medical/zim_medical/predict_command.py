@@ -62,11 +62,12 @@ def run(args: argparse.Namespace) -> Report:
     report = Report(model=args.model)
     paths = _paths(path, folder)
     existing = next((p for p in paths.values() if p.exists()), None)
-    if existing is not None and args.skip_existing:
+    # an interrupted run leaves only some of them, and those are made again
+    if args.skip_existing and all(p.exists() for p in paths.values()):
         report.outputs = {kind: str(p) for kind, p in paths.items()}
         report.lines = list(report.outputs.values())
         return report
-    if existing is not None and not args.overwrite:
+    if existing is not None and not (args.overwrite or args.skip_existing):
         raise OutputError(f"{existing} exists; use --overwrite or --skip-existing")
     with timed(report.seconds, "start"):
         apply_runtime(args)
