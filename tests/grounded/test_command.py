@@ -262,3 +262,15 @@ def test_captions_stay_inside_the_picture():
     drawn = annotate(rgb, [disc(60, 80)], [(70, 0, 80, 9)], ["a long caption 0.99"])
     assert drawn.shape == rgb.shape
     assert (drawn != annotate(rgb, [disc(60, 80)], [None], [""])).any()
+
+
+def test_skip_existing_completes_an_interrupted_run(folder, capsys, model):
+    words = ["--boxes", boxes(folder, ([10, 10, 60, 60], "dog", 0.9)), "--image", "in/a.png"]
+    words += ["--model", model, "-o", "out"]
+    assert run(capsys, *words)[0] == 0
+    (folder / "out" / "a.json").unlink()  # the table is written last
+    (folder / "out" / "a.labels.png").write_bytes(b"mine")
+    assert run(capsys, *words)[0] == 1
+    assert run(capsys, *words, "--skip-existing")[0] == 0
+    assert (folder / "out" / "a.json").is_file()
+    assert (folder / "out" / "a.labels.png").read_bytes() == b"mine"

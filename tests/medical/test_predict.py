@@ -62,8 +62,11 @@ def test_skip_existing_completes_an_interrupted_run(tiny: str, tmp_path: Path) -
     assert main(argv) == 0
     soft = tmp_path / "out" / "scan.soft.nii.gz"
     soft.unlink()
+    label = tmp_path / "out" / "scan.label.nii.gz"
+    label.write_bytes(b"corrected by hand")
     assert main(argv) == 0
     assert soft.is_file()
+    assert label.read_bytes() == b"corrected by hand"
     before = soft.stat().st_mtime_ns
     assert main(argv) == 0
     assert soft.stat().st_mtime_ns == before

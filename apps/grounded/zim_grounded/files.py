@@ -89,6 +89,7 @@ def write_results(
     formats: Sequence[str] | None,
     *,
     overwrite: bool,
+    keep: bool = False,
 ) -> list[dict[str, str]]:
     """Write everything about one picture.
 
@@ -99,6 +100,7 @@ def write_results(
         table: what the JSON says beside the objects.
         formats: kinds to write; None for all, empty for the table alone.
         overwrite: replace existing files.
+        keep: leave existing files as they are and write the others.
 
     Returns:
         For every object its files by kind; label map, annotated picture and table are shared.
@@ -134,11 +136,12 @@ def write_results(
     text = json.dumps(table | {"detections": rows}, indent=1) + "\n"
     files[target.table] = text.encode()
     for path in files:
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; use --overwrite")
+        if path.exists() and not (overwrite or keep):
+            raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
     folder.mkdir(parents=True, exist_ok=True)
     for path, data in files.items():
-        atomic_write(path, data)
+        if overwrite or not path.exists():
+            atomic_write(path, data)
     return [names | shared for names in own]
 
 

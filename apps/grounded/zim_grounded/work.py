@@ -160,7 +160,13 @@ class Work:
                 table |= {"seconds": {k: round(v, 3) for k, v in seconds.items()}}
                 formats = [] if self.args.boxes_only else self.args.format
                 outputs = write_results(
-                    target, loaded.rgb, instances, table, formats, overwrite=self.args.overwrite
+                    target,
+                    loaded.rgb,
+                    instances,
+                    table,
+                    formats,
+                    overwrite=self.args.overwrite,
+                    keep=self.args.skip_existing,
                 )
             if not instances:
                 raise NothingFound(self._nothing(table["best_scores"]), str(target.table))

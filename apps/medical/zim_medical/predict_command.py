@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Report:
     report = Report(model=args.model)
     paths = _paths(path, folder)
     existing = next((p for p in paths.values() if p.exists()), None)
-    # an interrupted run leaves only some of them, and those are made again
+    # an interrupted run leaves only some of them; the others are written below
     if args.skip_existing and all(p.exists() for p in paths.values()):
         report.outputs = {kind: str(p) for kind, p in paths.items()}
         report.lines = list(report.outputs.values())
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> Report:
             propagate=args.propagate or 0,
         )
     with timed(report.seconds, "write"):
-        _write(paths, folder, source, result, threshold)
+        missing = {k for k, p in paths.items() if args.overwrite or not p.exists()}
+        _write(paths, missing, folder, source, result, threshold)
     label = result.soft > threshold
     spacing = source.volume.spacing
     report.outputs = {kind: str(p) for kind, p in paths.items()}
@@ -127,7 +128,12 @@ def _paths(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def _write(
-    paths: dict[str, Path], folder: Path, source: Input, result: Segmentation, threshold: float
+    paths: dict[str, Path],
+    kinds: set[str],
+    folder: Path,
+    source: Input,
+    result: Segmentation,
+    threshold: float,
 ) -> None:
     import cv2
     import numpy as np
@@ -137,8 +143,12 @@ def _write(
     from zim_medical.volumes import write_like
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), source.volume)
-    write_like(paths["alpha"], result.soft, source.volume)
+    if "mask" in kinds:
+        write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), source.volume)
+    if "alpha" in kinds:
+        write_like(paths["alpha"], result.soft, source.volume)
+    if "overlay" not in kinds:
+        return
     picture, matte, prompt = result.shown
     scale = max(
         1, round(SHOWN_SIDE / max(matte.shape))
