@@ -80,14 +80,18 @@ def test_doctor_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     from zim.weights import REGISTRY
+    from zim.weights.rivals import RIVALS
 
     assert main(["models", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in data["models"]] == list(REGISTRY)
+    names = [row["name"] for row in data["models"]]
+    assert names[: len(REGISTRY)] == list(REGISTRY)
+    assert set(names) == set(REGISTRY) | set(RIVALS)
+    assert len(names) == len(set(names))
     assert all(row["licence"] and row["source"] for row in data["models"])
     main(["models"])
     table = capsys.readouterr().out
-    assert all(f"\n{name} " in table for name in REGISTRY)
+    assert all(f"\n{name} " in table for name in names)
 
 
 def test_models_tells_what_is_installed(

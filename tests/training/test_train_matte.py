@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import cv2
@@ -118,15 +119,35 @@ def _lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_killed_run_goes_on_as_if_nothing_happened(own: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def one_thread() -> Generator[None]:
+    """Sums of several threads differ in the last bits from those of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_run_goes_on_as_if_nothing_happened(
+    own: Path, tmp_path: Path, one_thread: None
+) -> None:
     config = dataclasses.replace(TINY, steps=20)
     whole = Loop(MatteTask(config, open_source(own, 0.2)), config, tmp_path / "whole", "cpu")
     whole.fit()
     whole.close()
     flags = ["--preset", "test", "--steps", "20", "--save-every", "4", "--eval-every", "100"]
-    flags += ["--log-every", "3", "--data", str(own), "--output", str(tmp_path / "cut")]
+    flags += [
+        "--log-every",
+        "3",
+        "--data",
+        str(own),
+        "--output",
+        str(tmp_path / "cut"),
+        "--threads",
+        "1",
+    ]
     command = [sys.executable, "-m", "zim_training.cli", "matte", *flags, "--device", "cpu"]
-    process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
     while not (tmp_path / "cut" / "checkpoints" / "step_0000004.pt").exists():
         assert process.poll() is None
