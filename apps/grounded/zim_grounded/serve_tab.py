@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from zim._extras import require
 from zim.errors import PromptError
 from zim.protocols import TabField, TabRequest, TabResult
 
@@ -33,14 +32,13 @@ class WordsTab:
             "detector",
             "Detector",
             "choice",
-            "gdino-tiny",
-            ("gdino-tiny", "gdino-base", "mm-gdino-tiny", "owlv2-base"),
+            "mini",
+            ("mini", "gdino-tiny", "gdino-base", "mm-gdino-tiny", "owlv2-base"),
         ),
     )
 
     def ready(self) -> None:
         """Import what the work needs."""
-        require("transformers", "grounded")
         from zim_grounded.detectors import load_detector  # noqa: F401
 
     def run(self, request: TabRequest) -> TabResult:
