@@ -9,10 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from zim.benchmarking import give_memory_back
 from zim.serve.problems import Problem
 
 #: prompts decoded together
 BATCH = 16
+#: batches after which freed memory is handed back: short-lived threads scatter what they allocate,
+#: and the allocator would keep it (779 MB after 500 prompts, 859 after 2,000 without)
+TIDY = 25
 
 
 @dataclass(eq=False)
@@ -42,6 +46,7 @@ class Lane:
         self.batched = 0
         #: taken from the queue to look for company, not begun yet; the thread's own
         self._held: list[Job | None] = []
+        self._begun = 0
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -80,6 +85,9 @@ class Lane:
                 batch += same
             self._run([j for j in batch if j.future.set_running_or_notify_cancel()])
             del job, batch  # a picture must not live on in an idle thread
+            self._begun += 1
+            if self._begun % TIDY == 0:
+                give_memory_back()
 
     def _drain(self) -> None:
         while True:
