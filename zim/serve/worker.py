@@ -16,7 +16,7 @@ from zim.serve.problems import Problem
 BATCH = 16
 #: batches after which freed memory is handed back: short-lived threads scatter what they allocate,
 #: and the allocator would keep it (779 MB after 500 prompts, 859 after 2,000 without)
-TIDY = 25
+TIDY = 10
 
 
 @dataclass(eq=False)
