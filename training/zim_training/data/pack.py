@@ -24,7 +24,7 @@ from zim_training.data.sources import Split, split_table
 from zim_training.prompts import KINDS, MASK_SIDE, MAX_POINTS, Prompt, draw
 
 #: bump when scenes, prompts or cues change: packs of another version are refused
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 #: scenes per shard: about 60 MB
 SHARD = 96
 #: how the third prompt of a scene is drawn

@@ -80,7 +80,7 @@ class SceneMaker:
         picture, regions = _segments(self.reader, _pick(rng, pool).file)
         if not regions:
             return None
-        person = pool[0].group.startswith("ccp") and rng.random() < 0.5
+        person = pool[0].group.startswith("ccp") and rng.random() < 0.65
         chosen = 0 if person else int(rng.integers(len(regions)))
         window = _frame_window(rng, regions[chosen])
         x0, y0, x1, y1 = window
@@ -102,9 +102,16 @@ class SceneMaker:
     def _composite(self, rng: Rng) -> Scene | None:
         side = self.side
         canvas = self._background(rng)
-        tight = rng.random() < 0.65
-        extent = rng.uniform(1 / 1.6, 1 / 1.2) if tight else rng.uniform(0.15, 0.6)
-        count = int(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1]))
+        draw = rng.random()
+        tight, cut = (
+            draw < 0.65,
+            draw < 0.15,
+        )  # cut: larger than the picture allows, as portraits are
+        if tight:
+            extent = rng.uniform(0.95, 1.4) if cut else rng.uniform(1 / 1.6, 1 / 1.02)
+        else:
+            extent = rng.uniform(0.15, 0.6)
+        count = int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1]))
         main = int(rng.integers(count))
         layers: list[Array] = []
         owners: list[int] = []
@@ -112,9 +119,11 @@ class SceneMaker:
             size = extent * side * (1.0 if k == main else rng.uniform(0.4, 1.2))
             colour, alpha = self._object(rng, max(24, int(size)))
             offset = rng.normal(0, 0.03 if k == main and tight else 0.25, 2) * side
-            room = (side - size) / 2
+            room = abs(side - size) / 2
             if k == main:
                 offset = np.clip(offset, -room, room)
+                if cut:  # its top shows, its lower end leaves the picture
+                    offset[1] = (alpha.shape[0] - side) / 2 + rng.uniform(0.02, 0.2) * side
             colour, alpha = _place(colour, alpha, side, side / 2 + offset)
             if rng.random() < 0.2:
                 colour = _towards(rng, colour, alpha, canvas)
@@ -136,11 +145,14 @@ class SceneMaker:
         return _finish(rng, canvas, [layers[i] for i in order[:4]], "composite", strength=1.0)
 
     def _background(self, rng: Rng) -> Array:
-        if rng.random() < 0.12:
+        draw = rng.random()
+        if draw < 0.1:
             return procedural.texture(rng, self.side)
+        if draw < 0.18:
+            return _backdrop(rng, self.side)
         crop = self._photo_crop(rng, self.side)
-        if rng.random() < 0.3:
-            crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.8, 6))
+        if rng.random() < 0.4:
+            crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.8, 8))
         return crop
 
     def _photo_crop(self, rng: Rng, side: int) -> Array:
@@ -164,9 +176,9 @@ class SceneMaker:
         kind = rng.random()
         if kind < 0.4:
             colour, alpha = _cut_out(self.root / _pick(rng, self.cuts).file)
-        elif kind < 0.5:
+        elif kind < 0.46:
             colour, alpha = _cut_out(self.root / _pick(rng, self.emojis).file)
-        elif kind < 0.65:
+        elif kind < 0.68:
             return self._outlined(rng, side)
         else:
             picture = self._photo_crop(rng, side)
@@ -281,6 +293,14 @@ def _place(colour: Array, alpha: Array, side: int, centre: Array) -> tuple[Array
         big_colour[top:bottom, left:right] = colour[inner]
         big_alpha[top:bottom, left:right] = alpha[inner]
     return big_colour, big_alpha
+
+
+def _backdrop(rng: Rng, side: int) -> Array:
+    """A studio's paper or wall: one colour with a soft fall of light."""
+    corners = (
+        rng.uniform(0.05, 0.95, 3) + rng.normal(0, 0.08, (2, 2, 3)) + rng.normal(0, 0.08, (2, 2, 1))
+    )
+    return cv2.resize(np.clip(corners, 0, 1).astype(np.float32), (side, side))
 
 
 def _towards(rng: Rng, colour: Array, alpha: Array, canvas: Array) -> Array:
