@@ -19,7 +19,7 @@ def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> Non
         required=scene is None,
         metavar="NAME|FOLDER",
         help="synthetic (built in), an LLFF or 360 scene by name, or a folder with "
-        f"transforms.json or poses_bounds.npy; presets: {', '.join(POINTS)}",
+        f"transforms.json, poses_bounds.npy or COLMAP's sparse/0; presets: {', '.join(POINTS)}",
     )
     group.add_argument("--data", metavar="DIR", help="where scenes lie [ZIM_HOME/datasets]")
     group.add_argument(

@@ -176,6 +176,9 @@ def write_views(
         frame["mask_path"] = masks[name]
         frame["file_path"] = f"scene/{frame['file_path']}"
         frame.pop("mattes", None)
+    for split in ("train", "val", "test"):
+        key = f"{split}_filenames"
+        source[key] = [f"scene/{file}" for file in source.get(key, [])]
     paths["transforms"] = folder / "transforms_masked.json"
     atomic_write(paths["transforms"], (json.dumps(source, indent=1) + "\n").encode())
     return paths

@@ -22,7 +22,8 @@ from zim.commandline import Report, UsageError, error_line
 from zim.errors import ConfigError, ZimError
 from zim.images import read_alpha
 from zim_sa3d.export import predict_view
-from zim_sa3d.readers import find_scene, pictures
+from zim_sa3d.folders import pictures
+from zim_sa3d.readers import find_scene
 from zim_sa3d.runs import Run
 from zim_sa3d.segment import ScenePrompt, iou
 

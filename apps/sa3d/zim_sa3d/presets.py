@@ -18,5 +18,5 @@ POINTS: dict[str, tuple[tuple[int, int], ...]] = {
     "garden": ((380, 200), (380, 135)),
 }
 #: scenes photographed from all around (mip-NeRF 360); the others face forward (LLFF)
-INWARD = ("kitchen", "bonsai", "garden")
+INWARD = ("kitchen", "bonsai", "garden", "bicycle", "counter", "stump", "flowers", "treehill")
 LLFF = ("fern", "flower", "fortress", "horns", "leaves", "orchids", "room", "trex")

@@ -1,11 +1,12 @@
-"""Folders people have, read as a scene: ``transforms.json`` and LLFF's ``poses_bounds.npy``.
+"""Folders people have, read as a scene: ``transforms.json``, LLFF's ``poses_bounds.npy``, COLMAP.
 
-Pictures are brought to their working size here, without ever asking.
+Pictures are straightened and brought to their working size here, without ever asking.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from zim.images import load_image
 from zim.output import save_rgb
 from zim.weights.registry import zim_home
 from zim_sa3d.cameras import Camera
+from zim_sa3d.colmap import model_folder, read_colmap
+from zim_sa3d.folders import SUFFIXES, picture_folder, pictures, view_names
 from zim_sa3d.presets import INWARD, LLFF
-from zim_sa3d.scene import Scene, View, save_scene
+from zim_sa3d.scene import Scene, View, facing, save_scene
 from zim_sa3d.synthetic import synthetic_scene
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+#: camera models of transforms.json whose pictures OpenCV can straighten
+_FLAT = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "RADIAL", "SIMPLE_RADIAL")
 
 
 def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 4) -> Scene:
@@ -45,12 +49,15 @@ def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 
         found = read_llff(folder)
     elif (folder / "transforms.json").is_file():
         found = read_transforms(folder)
+    elif model_folder(folder) is not None:
+        found = read_colmap(folder)
     else:
         raise ConfigError(
-            f"{folder} holds neither poses_bounds.npy with images/ nor transforms.json"
+            f"{folder} holds no poses: neither poses_bounds.npy, transforms.json nor COLMAP's "
+            "sparse/0; for pictures alone run colmap automatic_reconstructor first"
         )
     if name in INWARD:
-        found = Scene(found.name, found.views, "inward", found.extent, found.near)
+        found = replace(found, kind="inward")
     return _shrink(found, output, factor)
 
 
@@ -81,7 +88,8 @@ def find_scene(name: str, data: Path | None) -> Path:
         )
     raise ConfigError(
         f"scene {name!r} is not at {roots[0]}: it belongs to {what}; unpack it so that "
-        f"{roots[0] / name}/poses_bounds.npy exists, or point --data to where it is"
+        f"{roots[0] / base} holds images/ with poses_bounds.npy or sparse/0, or point --data to "
+        "where it is"
     )
 
 
@@ -95,7 +103,18 @@ def read_transforms(folder: Path) -> Scene:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         about: dict[str, Any] = data.get("zim_sa3d", {})
-        views = [view for f in data["frames"] if (view := _frame(folder, data, f)) is not None]
+        model = str(data.get("camera_model", "OPENCV"))
+        if model not in _FLAT or data.get("is_fisheye"):
+            raise ConfigError(
+                f"camera model {model} is not read; expected one of {', '.join(_FLAT)}: undistort "
+                "the pictures first"
+            )
+        found = [(f, p) for f in data["frames"] if (p := _picture(folder, f)).is_file()]
+        names = view_names([str(f["file_path"]) for f, _ in found])
+        views = [
+            _frame(folder, {**data, **f}, image, name)
+            for name, (f, image) in zip(names, found, strict=True)
+        ]
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -110,14 +129,16 @@ def read_transforms(folder: Path) -> Scene:
     )
 
 
-def _frame(folder: Path, data: dict[str, Any], frame: dict[str, Any]) -> View | None:
+def _picture(folder: Path, frame: dict[str, Any]) -> Path:
+    """Return a frame's picture; instant-ngp leaves its suffix away."""
     image = folder / str(frame["file_path"])
-    if not image.suffix:
-        image = next((p for s in _PICTURES if (p := image.with_suffix(s)).is_file()), image)
-    if not image.is_file():
-        return None
-    pose = np.array(frame["transform_matrix"], np.float64)[:3]
-    values = {**data, **frame}
+    if image.suffix:
+        return image
+    return next((p for s in SUFFIXES if (p := image.with_suffix(s)).is_file()), image)
+
+
+def _frame(folder: Path, values: dict[str, Any], image: Path, name: str) -> View:
+    """Return a frame as a view; ``values`` are the frame's on top of the file's."""
     if "w" not in values or "h" not in values:
         shape = load_image(image).rgb.shape
         values["h"], values["w"] = shape[0], shape[1]
@@ -127,7 +148,7 @@ def _frame(folder: Path, data: dict[str, Any], frame: dict[str, Any]) -> View | 
     else:
         fx = width / 2 / float(np.tan(float(values["camera_angle_x"]) / 2))
     camera = Camera(
-        pose,
+        np.array(values["transform_matrix"], np.float64)[:3],
         fx,
         float(values.get("fl_y", fx)),
         float(values.get("cx", width / 2)),
@@ -135,8 +156,9 @@ def _frame(folder: Path, data: dict[str, Any], frame: dict[str, Any]) -> View | 
         width,
         height,
     )
-    mattes = {name: folder / part for name, part in frame.get("mattes", {}).items()}
-    return View(image.stem, camera, image, mattes)
+    mattes = {name: folder / part for name, part in values.get("mattes", {}).items()}
+    lens = tuple(float(values.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2", "k3"))
+    return View(name, camera, image, mattes, lens if any(lens) else ())
 
 
 def read_llff(folder: Path) -> Scene:
@@ -155,11 +177,12 @@ def read_llff(folder: Path) -> Scene:
         raise ConfigError(f"{path} cannot be read ({error})") from error
     if table.ndim != 2 or table.shape[1] != 17:
         raise ConfigError(f"{path} has shape {table.shape}; expected N x 17")
-    images = pictures(folder / "images")
+    root = picture_folder(folder)
+    images = pictures(root)
     if len(images) != len(table):
         raise ConfigError(
-            f"{folder}: {len(images)} pictures in images/ but {len(table)} poses; they are paired "
-            "in the order of their names, so the numbers must agree"
+            f"{folder}: {len(images)} pictures in {root.name}/ but {len(table)} poses; they are "
+            "paired in the order of their names, so the numbers must agree"
         )
     views: list[View] = []
     for row, image in zip(table, images, strict=True):
@@ -168,46 +191,46 @@ def read_llff(folder: Path) -> Scene:
         height, width, focal = matrix[:, 4]
         camera = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
         views.append(View(image.stem, camera, image))
-    near = float(table[:, 15].min())
-    backs = np.array([view.camera.c2w[:, 2] for view in views])
-    forward = bool((backs @ backs.mean(0) > 0.3).all())
-    return Scene(folder.name, tuple(views), "forward" if forward else "inward", None, near)
-
-
-def pictures(folder: Path) -> list[Path]:
-    """Return a folder's picture files in the order of their names.
-
-    Raises:
-        ConfigError: it is missing or holds none.
-    """
-    found = (
-        sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
-        if folder.is_dir()
-        else []
-    )
-    if not found:
-        raise ConfigError(f"{folder} holds no pictures ({', '.join(_PICTURES)})")
-    return found
+    scene = Scene(folder.name, tuple(views), near=float(table[:, 15].min()))
+    return replace(scene, kind=facing(scene))
 
 
 def _shrink(scene: Scene, output: Path, factor: int) -> Scene:
-    """Write the pictures, smaller, and the scene that has them."""
+    """Write the pictures, straightened and smaller, and the scene that has them."""
     (output / "images").mkdir(exist_ok=True)
     views: list[View] = []
     for view in scene.views:
         rgb = load_image(view.image).rgb
         height, width = rgb.shape[:2]
-        if abs(width / height - view.camera.width / view.camera.height) > 0.02:
+        full = view.camera
+        if abs(width / height - full.width / full.height) > 0.02:
             raise ConfigError(
                 f"{view.image} is {width} x {height}, its pose states "
-                f"{view.camera.width} x {view.camera.height}; other proportions cannot be right"
+                f"{full.width} x {full.height}; other proportions cannot be right"
             )
-        size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        if view.distortion:
+            rgb = _straighten(rgb, full.resized(width, height), view.distortion)
+        # the factor is of the size the pose states: pictures may have been made smaller already
+        size = (
+            min(width, max(1, round(full.width / factor))),
+            min(height, max(1, round(full.height / factor))),
+        )
         if size != (width, height):
             rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         image = output / "images" / f"{view.name}.png"
         save_rgb(image, rgb)
-        views.append(View(view.name, view.camera.resized(*size), image))
-    made = Scene(scene.name, tuple(views), scene.kind, scene.extent, scene.near)
+        views.append(View(view.name, full.resized(*size), image))
+    made = replace(scene, views=tuple(views))
     save_scene(made, output)
     return made
+
+
+def _straighten(
+    rgb: NDArray[np.uint8], camera: Camera, distortion: tuple[float, ...]
+) -> NDArray[np.uint8]:
+    """Undo a lens's distortion; the pinhole camera stays what it was."""
+    # OpenCV puts the origin into the centre of the first pixel
+    matrix = np.array(
+        [[camera.fx, 0.0, camera.cx - 0.5], [0.0, camera.fy, camera.cy - 0.5], [0.0, 0.0, 1.0]]
+    )
+    return np.asarray(cv2.undistort(rgb, matrix, np.array(distortion)), dtype=np.uint8)

@@ -98,9 +98,10 @@ class Run:
             return ScenePrompt(view, (middle_of(scene.views[view].matte(args.object)),), (1,))
         if args.object and scene.objects:
             raise UsageError(f"--object {args.object}: expected one of {', '.join(scene.objects)}")
-        if args.scene in POINTS:
+        name = Path(args.scene).name
+        if name in POINTS:
             scale = 4 / args.factor
-            points = tuple((x * scale, y * scale) for x, y in POINTS[args.scene])
+            points = tuple((x * scale, y * scale) for x, y in POINTS[name])
             return ScenePrompt(first, points, (1,) * len(points))
         raise UsageError(
             f"scene {args.scene} has no preset prompt; give --points X,Y (and --view), --box or "

@@ -32,12 +32,15 @@ class View:
         camera: in the scene's own coordinates.
         image: picture file.
         mattes: true mattes by object name, where they are known (synthetic scenes).
+        distortion: of the picture's lens, in OpenCV's order (k1, k2, p1, p2, k3, ...); none once
+            the scene has been prepared.
     """
 
     name: str
     camera: Camera
     image: Path
     mattes: dict[str, Path] = field(default_factory=dict[str, Path])
+    distortion: tuple[float, ...] = ()
 
     def rgb(self) -> NDArray[np.uint8]:
         """Read the picture, H x W x 3 uint8 RGB.
@@ -142,6 +145,12 @@ class Scene:
         )
 
 
+def facing(scene: Scene) -> str:
+    """Return the kind of a scene by its cameras: ``forward`` if all look the same way."""
+    backs = np.array([view.camera.c2w[:, 2] for view in scene.views])
+    return "forward" if (backs @ backs.mean(0) > 0.3).all() else "inward"
+
+
 def save_scene(scene: Scene, folder: Path) -> Path:
     """Write ``transforms.json`` into the folder that holds the pictures; return its path."""
     frames: list[dict[str, Any]] = []
@@ -164,6 +173,11 @@ def save_scene(scene: Scene, folder: Path) -> Path:
         frames.append(frame)
     about = {"name": scene.name, "kind": scene.kind, "extent": scene.extent, "near": scene.near}
     path = folder / "transforms.json"
-    data = {"camera_model": "OPENCV", "zim_sa3d": about, "frames": frames}
+    data: dict[str, Any] = {"camera_model": "OPENCV", "zim_sa3d": about}
+    # nerfstudio's own keys, so that it holds out the same views
+    held = scene.held_out or scene.train
+    for split, numbers in (("train", scene.train), ("val", held), ("test", held)):
+        data[f"{split}_filenames"] = [frames[i]["file_path"] for i in numbers]
+    data["frames"] = frames
     atomic_write(path, (json.dumps(data, indent=1) + "\n").encode())
     return path

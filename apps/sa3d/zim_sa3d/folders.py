@@ -1,0 +1,46 @@
+"""Where the pictures of a scene's folder lie, and what its views are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from zim.errors import ConfigError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return a folder's picture files in the order of their names.
+
+    Raises:
+        ConfigError: it is missing or holds none.
+    """
+    found = (
+        sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if folder.is_dir()
+        else []
+    )
+    if not found:
+        raise ConfigError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    return found
+
+
+def picture_folder(scene: Path) -> Path:
+    """Return a scene's folder of pictures: ``images``, else the least reduced ``images_N``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for name in ("images", "images_2", "images_4", "images_8"):
+        if (scene / name).is_dir():
+            return scene / name
+    raise ConfigError(f"{scene} holds no folder images/ (nor images_2, images_4, images_8)")
+
+
+def view_names(files: Sequence[str]) -> list[str]:
+    """Return a name without suffix per picture: its stem; with its folders where stems repeat."""
+    stems = [PurePosixPath(file).stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    return ["_".join(PurePosixPath(file).with_suffix("").parts) for file in files]
