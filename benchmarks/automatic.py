@@ -32,21 +32,12 @@ from torch import nn
 
 import zim
 from zim.api import choose_device, choose_dtype
-from zim.benchmarking import (
-    give_memory_back,
-    hardware,
-    hardware_line,
-    markdown_table,
-    median_time,
-    peak_resident,
-    provenance,
-    reset_peak,
-    resident,
-)
+from zim.benchmarking import hardware, hardware_line, markdown_table, median_time, provenance
 from zim.click_search import ClickSearch, Rules
 from zim.config import PRESETS, ViTConfig, ZimConfig
 from zim.images import load_image
 from zim.masks import point_grid
+from zim.memory import give_memory_back, peak_resident, reset_peak, resident
 from zim.testing import meta_sam, picture
 from zim.weights import load_sam
 

@@ -27,18 +27,9 @@ from torch.nn import functional as F
 
 import zim
 from zim.api import choose_dtype
-from zim.benchmarking import (
-    give_memory_back,
-    hardware,
-    hardware_line,
-    markdown_table,
-    median_time,
-    peak_resident,
-    provenance,
-    reset_peak,
-    resident,
-)
+from zim.benchmarking import hardware, hardware_line, markdown_table, median_time, provenance
 from zim.config import PRESETS, ZimConfig
+from zim.memory import give_memory_back, peak_resident, reset_peak, resident
 from zim.model.fast import plain_forms
 from zim.model.matting import ImageFeatures
 from zim.testing import TINY_NANO, picture, tiny_model

@@ -3,12 +3,17 @@
     python benchmarks/medical.py --slices 500 --model nano
     python benchmarks/medical.py --slices 2000 --model box      # everything but the model
 
-Prints how much of a slice's time is the model, and the resident memory along the way.
+Runs the command itself, report included, and prints how much of a slice's time is the model, what
+the process held on the way (after every fifth of the slices and at the end) and at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,11 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zim.segmenters import load_segmenter
+import zim.segmenters
+from zim.benchmarking import hardware_line, provenance
+from zim.memory import peak_resident, reset_peak, resident
+from zim_medical.cli import main as zim_medical
 from zim_medical.demo import blob, smooth_noise, soft
-from zim_medical.evaluate import Plan, evaluate, open_run
-from zim_medical.layouts import REGISTRY
-from zim_medical.options import Protocol
+
+STAGES = ("model", "read", "prompts", "score", "write")
 
 
 def main() -> None:
@@ -30,24 +37,47 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=500)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--model", default="nano")
+    parser.add_argument("--modes", default="1-5")
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+    load, watched = zim.segmenters.load_segmenter, []
+
+    def load_watched(name: str, **options: Any) -> Any:
+        """Stand in for ``load_segmenter``: the command asks for its models there."""
+        inner = Filler() if args.model == "box" else load(name, **options)
+        watched.append(Watched(inner, max(1, args.slices // 5)))
+        return watched[0]
+
+    zim.segmenters.load_segmenter = load_watched
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write(root / "data", args.slices, args.size)
-        plan = Plan(Protocol(), (1, 2, 3, 4, 5), (args.model,))
-        inner = Filler() if args.model == "box" else load_segmenter(args.model)
-        segmenter: Any = Watched(inner, max(1, args.slices // 5))
-        table = open_run(root / "out", plan, {"folder": root / "data"}, False)
+        words = ["eval", "--root", str(root / "data"), "--datasets", "folder", "--json"]
+        words += ["--models", args.model, "--modes", args.modes, "--output", str(root / "out")]
+        words += ["--threads", str(args.threads)] if args.threads else []
         start = time.perf_counter()
-        progress = evaluate(
-            plan, {"folder": (REGISTRY["folder"], root / "data")}, {args.model: segmenter}, table
-        )
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            code = zim_medical(words)
         total = time.perf_counter() - start
-    print(f"{progress.scored} slices of {args.size} x {args.size}, {args.model}: {total:.1f} s")
-    for stage, seconds in sorted(progress.seconds.items(), key=lambda item: -item[1]):
-        each = 1000 * seconds / progress.scored
-        print(f"  {stage:8} {each:8.2f} ms per slice {100 * seconds / total:6.1f} %")
-    print("resident MB after every fifth:", [round(m) for m in segmenter.memory])
+    assert code == 0
+    report = json.loads(said.getvalue())
+    seconds, count = report["seconds"], report["metrics"]["scored"]
+    load_average = ", ".join(f"{v:.1f}" for v in os.getloadavg())
+    print(f"{hardware_line()}; load average {load_average}; commit {provenance()['commit']}")
+    print(f"{count} slices of {args.size} x {args.size}, {args.model}: {total:.1f} s")
+    work = sum(seconds[stage] for stage in STAGES)
+    for stage in STAGES:
+        each = 1000 * seconds[stage] / count
+        print(f"  {stage:8} {each:8.2f} ms per slice {100 * seconds[stage] / work:6.1f} %")
+    held, peaks = zip(*watched[0].memory, strict=True)
+    print("resident MB after every fifth:", megabytes(held))
+    print("most MB in every fifth:", megabytes(peaks))
+    print("resident MB at the end, report written:", *megabytes([resident()]))
+
+
+def megabytes(values: Any) -> list[int]:
+    """Return bytes as MB; -1 where the system does not tell."""
+    return [-1 if value is None else round(value / 1e6) for value in values]
 
 
 class Watched:
@@ -56,7 +86,7 @@ class Watched:
     def __init__(self, inner: Any, every: int) -> None:
         """Wrap a segmenter."""
         self.inner, self.every, self.count = inner, every, 0
-        self.memory: list[float] = []
+        self.memory: list[tuple[int | None, int | None]] = []
         self.predict = inner.predict
         if hasattr(inner, "predict_batch"):
             self.predict_batch = inner.predict_batch
@@ -65,8 +95,8 @@ class Watched:
         """Pass on, and note the memory of every ``every``-th picture."""
         self.count += 1
         if self.count % self.every == 0:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.memory.append(pages * 4096 / 1e6)
+            self.memory.append((resident(), peak_resident()))
+            reset_peak()
         self.inner.set_image(image)
 
 

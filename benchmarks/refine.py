@@ -28,7 +28,8 @@ import numpy as np
 import zim
 from zim import metrics
 from zim import refine as refining
-from zim.benchmarking import hardware_line, markdown_table, peak_resident, provenance, reset_peak
+from zim.benchmarking import hardware_line, markdown_table, provenance
+from zim.memory import peak_resident, reset_peak
 from zim.prompts import mask_box
 from zim.refine import cell_size, refine
 from zim.upsample import guided_upsample

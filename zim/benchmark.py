@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from zim._progress import track
-from zim.benchmarking import markdown_table, reset_peak
+from zim.benchmarking import markdown_table
 from zim.config import PRESETS
 from zim.errors import CheckpointError, ZimError
+from zim.memory import reset_peak
 from zim.weights.registry import REGISTRY
 
 MIB = 2**20
@@ -75,7 +76,7 @@ import sys, time
 start = time.perf_counter()
 {statement}
 seconds = time.perf_counter() - start
-from zim.benchmarking import peak_resident
+from zim.memory import peak_resident
 sys.stderr.write(f"\\n{{seconds}} {{peak_resident()}}\\n")
 """
 _HELP = "from zim.cli import main\nmain(['--help'])\n"

@@ -23,16 +23,11 @@ from torch import Tensor
 
 from zim.api import choose_device, choose_dtype, load
 from zim.benchmark import MIB, UNITS, Case
-from zim.benchmarking import (
-    give_memory_back,
-    peak_resident,
-    reset_peak,
-    resident,
-    sample_times,
-)
+from zim.benchmarking import sample_times
 from zim.builder import build
 from zim.config import PRESETS
 from zim.errors import ZimError
+from zim.memory import give_memory_back, peak_resident, reset_peak, resident
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.predictor import ZimPredictor, enlarge_low_res
 from zim.prompts import Prompt

@@ -1,13 +1,11 @@
-"""What every measurement here has in common: the machine, the clock, the memory, the table.
+"""What every measurement here has in common: the machine, the clock, the table.
 
 ``zim bench`` and the scripts in ``benchmarks/`` use it, so that their results can be compared. No
-torch is imported before something needs it.
+torch is imported before something needs it. Memory is the subject of :mod:`zim.memory`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import platform
 import shlex
@@ -37,9 +35,6 @@ CPU_FLAGS = (
     "i8mm",
     "sve",
 )
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 # The machine.
@@ -199,67 +194,6 @@ def _cuda_seconds(work: Callable[[], object], device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3
-
-
-# Memory of this process, in bytes.
-
-
-def resident() -> int | None:
-    """Return what the process holds in memory now; None where Linux is not."""
-    return _status("VmRSS")
-
-
-def peak_resident() -> int | None:
-    """Return the most it held since the start or :func:`reset_peak`; None on Windows."""
-    peak = _status("VmHWM")
-    if peak is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak() -> bool:
-    """Let the peak start over from what is held now; False where the system has no such thing."""
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system, so that it is not counted as held."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-        if trim is not None:
-            trim(0)
-
-
-def share_arenas(count: int = 2) -> None:
-    """Let all threads of this process allocate from few arenas (glibc), so that less is scattered.
-
-    For long-lived processes; call it before threads start.
-    """
-    if sys.platform == "linux":
-        options = getattr(ctypes.CDLL(None), "mallopt", None)
-        if options is not None:
-            options(-8, count)  # M_ARENA_MAX
-
-
-def _status(key: str) -> int | None:
-    try:
-        text = _STATUS.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 # The table.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from zim import benchmark, benchmarking
+from zim import benchmark, benchmarking, memory
 from zim.benchmark import IMPORTS, UNITS, Case
 from zim.cli import main
 
@@ -127,16 +127,16 @@ def test_peaks_start_over_with_every_stage(data: dict[str, Any]) -> None:
 
 @linux
 def test_a_peak_can_be_started_over_where_the_system_allows_it() -> None:
-    benchmarking.give_memory_back()  # or the block fits into what earlier tests left behind
-    if not benchmarking.reset_peak():
+    memory.give_memory_back()  # or the block fits into what earlier tests left behind
+    if not memory.reset_peak():
         pytest.skip("this system cannot start a peak over")
-    before = benchmarking.peak_resident()
+    before = memory.peak_resident()
     block = bytearray(b"x") * (64 << 20)
-    high = benchmarking.peak_resident()
+    high = memory.peak_resident()
     del block
-    benchmarking.give_memory_back()
-    assert benchmarking.reset_peak()
-    low = benchmarking.peak_resident()
+    memory.give_memory_back()
+    assert memory.reset_peak()
+    low = memory.peak_resident()
     assert before is not None
     assert high is not None
     assert low is not None

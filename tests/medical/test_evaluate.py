@@ -202,16 +202,18 @@ def test_every_fault_is_named_counted_and_excluded(tmp_path: Path) -> None:
         "6": (np.zeros((6, 5, 1, 3), np.float32), truth),
         "7": (good, truth * 7),
         "8": (good, truth.astype(np.float32) / 2),
+        "10": (np.full_like(good, 7), truth),
     }
     for name, (image, mask) in cases.items():
         nib.save(nib.Nifti1Image(image, np.eye(4)), images / f"{name}.nii.gz")
         if mask is not None:
             nib.save(nib.Nifti1Image(mask, np.eye(4)), masks / f"{name}.nii.gz")
     (images / "9.nii.gz").write_bytes(b"damaged")
-    shutil.copy(masks / "1.nii.gz", masks / "9.nii.gz")
+    for name in ("9", "11"):  # image 11 does not exist
+        shutil.copy(masks / "1.nii.gz", masks / f"{name}.nii.gz")
     found, counts, excluded = collect("xray_hip", tmp_path)
     assert [p.pair.case_id for p in found] == ["1"]
-    assert (counts.cases, counts.pictures) == (9, 1)
+    assert (counts.cases, counts.pictures) == (11, 1)
     assert counts.empty == 2  # case 5, and class 2 of case 1
     reasons = {e.case_id: e.reason for e in excluded}
     for case, words in {
@@ -222,9 +224,25 @@ def test_every_fault_is_named_counted_and_excluded(tmp_path: Path) -> None:
         "7": "wrong labels 7",
         "8": "fractions",
         "9": "cannot be read",
+        "10": "10.nii.gz: empty, all of its 30 values are 7",
+        "11": "missing image: 11.nii.gz",
     }.items():
         assert words in reasons.pop(case)
     assert reasons == {}
+
+
+def test_slices_of_one_grey_value_are_left_out_by_number(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).random((8, 9, 4)).astype(np.float32)
+    data[..., 1] = 0.5
+    truth = np.zeros(data.shape, np.uint8)
+    truth[2:5, 3:6] = 1
+    for folder, values in (("images", data), ("masks", truth)):
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(values, np.diag([-1, -1, -1, 1])), tmp_path / folder / "a.nii")
+    found, _, (excluded,) = collect("folder", tmp_path)
+    assert [p.index for p in found] == [0, 2, 3]
+    assert "1 pictures with truth are of one grey value" in excluded.reason
+    assert "slices 1)" in excluded.reason
 
 
 def test_an_image_and_mask_of_different_places_are_refused(demo: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_voxels_and_millimetres_are_the_same_place(axis: int) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_prompted_voxel_is_the_one_that_is_answered(axis: int, box_filler: Any) -> None:
-    data = np.zeros((12, 16, 6), np.float32)
+    data = np.random.default_rng(0).random((12, 16, 6)).astype(np.float32)
     volume = Volume(data, AFFINE, "v")
     prompts = slice_prompts(volume, axis, [], (2, 3, 1, 8, 11, 3))
     result = segment(Input(volume), axis, prompts, box_filler)
@@ -108,7 +108,8 @@ def test_a_prompted_voxel_is_the_one_that_is_answered(axis: int, box_filler: Any
 
 
 def test_boxes_are_handed_on_and_stop(box_filler: Any) -> None:
-    volume = Volume(np.zeros((40, 40, 9), np.float32), AFFINE, "v")
+    data = np.random.default_rng(0).random((40, 40, 9)).astype(np.float32)
+    volume = Volume(data, AFFINE, "v")
     prompts = {4: SlicePrompt(box=(10.0, 10.0, 20.0, 20.0))}
     result = segment(Input(volume), 2, prompts, box_filler, propagate=2)
     assert result.slices == [2, 3, 4, 5, 6]
@@ -132,6 +133,39 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err.strip().splitlines()
         assert said in error[-1]
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: 0 * v, "empty, all of its 1152 values are 0"),
+        (lambda v: np.where(v == v[2, 3, 1], np.nan, v), "1 of 1152 voxels are NaN"),
+        (lambda v: np.stack([v, v], -1), "4D volume"),
+        (lambda v: v[:0], "no voxels"),
+        (lambda v: np.concatenate([0 * v[..., :4], v[..., 4:]], -1), "prompted slices"),
+    ],
+)
+def test_nothing_is_labelled_where_nothing_is_to_be_seen(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, said: str
+) -> None:
+    data = change(write_volume(tmp_path / "scan.nii.gz"))
+    nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / "scan.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3", "--model", tiny]
+    assert main([*argv, "--output", str(tmp_path / "o")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "scan.nii.gz" in line
+    assert said in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_blank_slice_among_others_stays_empty(box_filler: Any) -> None:
+    data = np.random.default_rng(0).random((12, 16, 6)).astype(np.float32)
+    data[..., 2] = 0.5
+    volume = Volume(data, AFFINE, "v")
+    prompts = slice_prompts(volume, 2, [], (2, 3, 1, 8, 11, 3))
+    result = segment(Input(volume), 2, prompts, box_filler)
+    assert [bool((result.soft[..., k] > 0.3).any()) for k in (1, 2, 3)] == [True, False, True]
+    assert len(result.blank) == 1
 
 
 def test_rgb_pictures_keep_their_colours(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> Report:
             f"--host {args.host} opens the service to others; give --token auto, or a token"
         )
     from zim._extras import require
-    from zim.benchmarking import share_arenas
+    from zim.memory import share_arenas
 
     share_arenas()
     uvicorn = require("uvicorn", "ui")

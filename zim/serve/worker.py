@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from zim.benchmarking import give_memory_back
+from zim.memory import give_memory_back
 from zim.serve.problems import Problem
 
 #: prompts decoded together

@@ -16,7 +16,14 @@ from zim_medical.intensity import parse_norm, to_rgb, value_range
 from zim_medical.layouts import VOLUMES, Dataset
 from zim_medical.options import Protocol
 from zim_medical.records import Counts, Exclusion, Pair, Picture
-from zim_medical.volumes import Volume, check_finite, plane_spacing, planes, read_nifti
+from zim_medical.volumes import (
+    Volume,
+    check_finite,
+    check_not_empty,
+    plane_spacing,
+    planes,
+    read_nifti,
+)
 
 
 def pictures(
@@ -50,11 +57,14 @@ def case_pictures(
     """Yield the pictures of one case.
 
     Raises:
-        ImageError: the image or its truth cannot be used; said in one line.
+        ImageError: the image or its truth cannot be used, or (after the others) single slices
+            cannot; said in one line.
     """
     if pair.mask is None or not pair.mask.is_file():
         where = "no mask has its name" if pair.mask is None else f"no mask at {pair.mask.name}"
         raise ImageError(f"missing mask: {where}")
+    if not pair.image.is_file():
+        raise ImageError(f"missing image: {pair.image.name} is not there")
     auto = protocol.norm == "auto"
     norm = parse_norm(dataset.norm if auto else protocol.norm)
     merge = dataset.merge if protocol.classes == "auto" else protocol.classes == "merge"
@@ -75,14 +85,25 @@ def case_pictures(
     if not labels.any():
         counts.empty += 1
         return
+    check_not_empty(source, pair.image.name)
     limits = value_range(source, norm)
+    blank: list[str] = []
     for axis, index, plane, truth_plane, spacing in views:
         masks = _classes(truth_plane, merge, dataset, protocol, counts)
         if not masks:
             continue
         rgb = to_rgb(plane, norm, limits)
+        if rgb.min() == rgb.max():
+            blank.append(str(index))
+            continue
         counts.pictures += 1
         yield Picture(pair, axis, index, rgb, masks, spacing)
+    if blank:
+        raise ImageError(
+            f"{len(blank)} pictures with truth are of one grey value and left out (norm "
+            f"{protocol.norm if not auto else dataset.norm}; slices {', '.join(blank[:10])}"
+            f"{', ...' if len(blank) > 10 else ''})"
+        )
 
 
 View = tuple["int | None", int, NDArray[Any], NDArray[Any], tuple[float, float]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.errors import ZimError
+from zim.memory import share_arenas
 from zim_medical.options import DATASETS, MODES, NOTICE, PRESETS, Protocol
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> Report:
     protocol = protocol_of(args)
     report = Report(model=args.models[0])
     with timed(report.seconds, "start"):
+        share_arenas()
         apply_runtime(args)
         from zim_medical.evaluate import Plan
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from zim._progress import track
 from zim.errors import OutputError
+from zim.memory import tidied
 from zim.output import atomic_write
 from zim.protocols import Segmenter
 from zim_medical.answers import ask, joined, joined_alternatives
@@ -145,7 +146,7 @@ def evaluate(
         stream = pictures(
             dataset, plan.cases(dataset, folder), plan.protocol, counts, progress.exclusions.append
         )
-        for picture in track(_clocked(stream, progress), name):
+        for picture in tidied(track(_clocked(stream, progress), name)):
             if table.has(name, picture.pair.case_id, picture.axis, picture.index):
                 continue
             rows = score_picture(plan, name, picture, segmenters, progress)

@@ -44,9 +44,7 @@ def distributions(
     for axis, dataset in zip(axes.flat, datasets, strict=False):
         width = 0.8 / len(models)
         for j, model in enumerate(models):
-            values = [
-                [e["iou"] for e in scores.entries(dataset, ALL, mode, model)] for mode in modes
-            ]
+            values = [[e.iou for e in scores.entries(dataset, ALL, mode, model)] for mode in modes]
             places = [i + (j - (len(models) - 1) / 2) * width for i in range(len(modes))]
             _draw(axis, values, places, 0.85 * width, COLOURS[j % len(COLOURS)], kind)
         count = len(scores.entries(dataset, ALL, modes[0], models[0]))

@@ -90,7 +90,11 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def _matched(images: dict[str, Path], masks: dict[str, Path]) -> list[Pair]:
-    return [Pair(stem, stem, image, masks.get(stem)) for stem, image in images.items()]
+    """Pair files by stem; one that is alone is listed too, so that its case is counted."""
+    pairs = [Pair(stem, stem, image, masks.get(stem)) for stem, image in images.items()]
+    folder = next(iter(images.values())).parent
+    pairs += [Pair(s, s, folder / m.name, m) for s, m in masks.items() if s not in images]
+    return sorted(pairs, key=lambda pair: natural(pair.case_id))
 
 
 def _is_msd(task: str) -> Callable[[Path], bool]:

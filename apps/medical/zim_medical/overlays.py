@@ -6,7 +6,7 @@ Their mattes are computed again, so that an evaluation keeps no pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,21 @@ def choose(
     table: CaseTable, dataset: str, model: str, mode: int, count: int
 ) -> list[dict[str, str]]:
     """Return rows evenly over the ranking by IoU of a model and mode, best first."""
-    rows = [
-        row
-        for row in table.rows()
-        if (row["dataset"], row["model"], row["mode"]) == (dataset, model, str(mode))
-    ]
-    rows.sort(key=lambda row: (-float(row["iou"]), row["case_id"], row["slice"], row["class"]))
-    if len(rows) <= count:
-        return rows
-    return [rows[round(i)] for i in np.linspace(0, len(rows) - 1, count)]
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, row in enumerate(table.rows()):
+            if (row["dataset"], row["model"], row["mode"]) == (dataset, model, str(mode)):
+                yield number, row
+
+    ranked = sorted(  # read twice, so that the table is never in memory
+        (-float(row["iou"]), row["case_id"], row["slice"], row["class"], number)
+        for number, row in rows()
+    )
+    if len(ranked) > count:
+        ranked = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, count)]
+    numbers = [number for *_, number in ranked]
+    found = {number: row for number, row in rows() if number in numbers}
+    return [found[number] for number in numbers]
 
 
 def sheet(

@@ -107,10 +107,16 @@ def run(args: argparse.Namespace) -> Report:
         "voxels": int(label.sum()),
         "millilitres": round(float(label.sum() * spacing[0] * spacing[1] * spacing[2] / 1000), 4),
         "slices": len(result.slices),
+        "blank_slices": len(result.blank),
     }
     window = source.norm if args.window == "auto" else args.window
     report.extra = {"notice": NOTICE, "threshold": threshold, "window": window}
     sys.stderr.write(f"zim-medical predict: {NOTICE} window {window}, label > {threshold:g}\n")
+    if result.blank:
+        sys.stderr.write(
+            f"zim-medical predict: {len(result.blank)} of {len(result.slices)} slices are of one "
+            "grey value; nothing is labelled there\n"
+        )
     report.lines = list(report.outputs.values())
     return report
 

@@ -17,7 +17,16 @@ from zim_medical.datasets import read_plane
 from zim_medical.dicom import read_dicom
 from zim_medical.intensity import parse_norm, to_rgb, value_range
 from zim_medical.prompts import tight_box
-from zim_medical.volumes import AXES, SUFFIXES, Volume, check_finite, planes, read_nifti, undo_turn
+from zim_medical.volumes import (
+    AXES,
+    SUFFIXES,
+    Volume,
+    check_finite,
+    check_not_empty,
+    planes,
+    read_nifti,
+    undo_turn,
+)
 
 #: the box handed on to the next slice is the answer's, wider by this share of its size
 HANDED_ON_MARGIN = 0.05
@@ -57,10 +66,14 @@ def open_input(path: Path) -> Input:
     if path.is_dir() or name.endswith((".dcm", ".ima")):
         volume, modality = read_dicom(path)
         check_finite(volume.data, path.name)
+        check_not_empty(volume.data, path.name)
         return Input(volume, norm={"CT": "ct", "MR": "mr"}.get(modality, "minmax"))
     if name.endswith(SUFFIXES):
-        return Input(read_nifti(path))
+        volume = read_nifti(path)
+        check_not_empty(volume.data, path.name)
+        return Input(volume)
     plane = read_plane(path)
+    check_not_empty(plane, path.name)
     grey = plane if plane.ndim == 2 else plane.mean(-1)
     # axes to the left and down, as pictures have them, so that x and y are voxel indices
     affine = np.diag([-1.0, -1.0, -1.0, 1.0])
@@ -133,11 +146,13 @@ class Segmentation:
     Attributes:
         soft: mattes in the file's grid, X x Y x Z float32 in [0, 1].
         slices: numbers of the slices that were answered.
+        blank: those of them that are of one grey value, where nothing is labelled.
         shown: the prompted slice with the largest answer: picture, matte and prompt.
     """
 
     soft: NDArray[np.float32]
     slices: list[int]
+    blank: list[int]
     shown: tuple[NDArray[np.uint8], NDArray[np.float32], SlicePrompt]
 
 
@@ -162,6 +177,11 @@ def segment(
         threshold: cuts the mattes whose boxes are handed on.
         propagate: how many slices on either side of the prompted ones the box of the answer is
             handed on to; it stops early where the object ends.
+
+    A slice that is one grey value in its window shows nothing: it is answered with nothing.
+
+    Raises:
+        ImageError: all prompted slices are of one grey value.
     """
     volume = source.volume
     turn, number = volume.turn(), AXES[axis] if isinstance(axis, str) else axis
@@ -174,6 +194,9 @@ def segment(
     def answer(index: int, prompt: SlicePrompt) -> NDArray[np.float32]:
         plane = stack[index] if source.colour is None else source.colour
         rgb = to_rgb(plane, rule, limits)
+        if rgb.min() == rgb.max():
+            blank.append(index)
+            return answers[index]
         segmenter.set_image(rgb)
         clicks = np.array(prompt.points, np.float32).reshape(-1, 3)
         mattes, _, _ = segmenter.predict(
@@ -185,9 +208,17 @@ def segment(
         answers[index] = mattes[0]
         return mattes[0]
 
+    blank: list[int] = []
     done: dict[int, NDArray[np.bool_]] = {}
     for index, prompt in track(prompts.items(), "slices"):
         done[index] = answer(index, prompt) > threshold
+    if len(blank) == len(prompts):
+        raise ImageError(
+            f"{Path(volume.source).name}: nothing to see in the prompted slices, each is of one "
+            f"grey value; give other prompts or another --window (now black at {limits[0]:g}, "
+            f"white at {limits[1]:g}; the volume holds {volume.data.min():g} to "
+            f"{volume.data.max():g})"
+        )
     shown = max(prompts, key=lambda i: int(done[i].sum()))
     for direction in (-1, 1):
         for start in sorted(prompts):
@@ -207,7 +238,9 @@ def segment(
                 done[here] = mask = found
     plane = stack[shown] if source.colour is None else source.colour
     picture = to_rgb(plane, rule, limits)
-    return Segmentation(soft, sorted(done), (picture, np.array(answers[shown]), prompts[shown]))
+    return Segmentation(
+        soft, sorted(done), sorted(blank), (picture, np.array(answers[shown]), prompts[shown])
+    )
 
 
 _IDENTITY: NDArray[Any] = np.array([[0, 1], [1, 1], [2, 1]])

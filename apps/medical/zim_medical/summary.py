@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +19,44 @@ ALL = "all classes"
 MACRO = "mean of datasets"
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What summaries need of a row; the rows of a truth share ``key`` and ``patient``."""
+
+    key: tuple[str, ...]
+    patient: str
+    empty: bool
+    iou: float
+    dice: float
+    iou_oracle: float | None
+    hd95_mm: float | None
+    nsd: float | None
+
+
 class Scores:
-    """The columns of ``cases.csv`` that summaries need, grouped; a few bytes per row."""
+    """The columns of ``cases.csv`` that summaries need, grouped: about 200 bytes per row."""
 
     def __init__(self, rows: Rows) -> None:
         """Read the rows once."""
-        self.groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
+        self.groups: dict[tuple[str, str, int, str], list[Score]] = defaultdict(list)
+        keys: dict[tuple[str, ...], tuple[str, ...]] = {}
         for row in rows:
-            entry = {
-                "key": (row["case_id"], row["axis"], row["slice"], row["class"]),
-                "patient": row["patient_id"],
-                "empty": row["empty_pred"] == "1",
-            }
-            for name in ("iou", "dice", "iou_oracle", "hd95_mm", "nsd"):
-                entry[name] = float(row[name]) if row.get(name) else None
+            key = (row["case_id"], row["axis"], row["slice"], row["class"])
+            more = (
+                float(row[name]) if row.get(name) else None
+                for name in ("iou_oracle", "hd95_mm", "nsd")
+            )
             group = (row["dataset"], row["class"], int(row["mode"]), row["model"])
-            self.groups[group].append(entry)
+            self.groups[group].append(
+                Score(
+                    keys.setdefault(key, key),
+                    sys.intern(row["patient_id"]),
+                    row["empty_pred"] == "1",
+                    float(row["iou"]),
+                    float(row["dice"]),
+                    *more,
+                )
+            )
 
     def datasets(self) -> list[str]:
         """Return the datasets, in the order of the rows."""
@@ -42,7 +66,7 @@ class Scores:
         """Return the classes of a dataset, sorted."""
         return sorted({c for d, c, _, _ in self.groups if d == dataset})
 
-    def entries(self, dataset: str, cls: str, mode: int, model: str) -> list[dict[str, Any]]:
+    def entries(self, dataset: str, cls: str, mode: int, model: str) -> list[Score]:
         """Return the rows of a group; ``ALL`` joins the classes."""
         names = self.classes(dataset) if cls == ALL else [cls]
         return [e for name in names for e in self.groups.get((dataset, name, mode, model), [])]
@@ -78,33 +102,33 @@ def summarise(plan: Plan, scores: Scores, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _describe(found: list[dict[str, Any]]) -> dict[str, Any]:
-    iou = np.array([e["iou"] for e in found])
+def _describe(found: list[Score]) -> dict[str, Any]:
+    iou = np.array([e.iou for e in found])
     low, high = np.percentile(iou, (25, 75))
     out: dict[str, Any] = {
         "n": len(found),
-        "patients": len({e["patient"] for e in found}),
+        "patients": len({e.patient for e in found}),
         "mean": float(iou.mean()),
         "median": float(np.median(iou)),
         "q1": float(low),
         "q3": float(high),
-        "ci95": cluster_interval(iou.tolist(), [e["patient"] for e in found]),
-        "dice": float(np.mean([e["dice"] for e in found])),
-        "empty_pred": sum(e["empty"] for e in found),
+        "ci95": cluster_interval(iou.tolist(), [e.patient for e in found]),
+        "dice": float(np.mean([e.dice for e in found])),
+        "empty_pred": sum(e.empty for e in found),
     }
     for name in ("iou_oracle", "hd95_mm", "nsd"):
-        values = [e[name] for e in found if e[name] is not None]
+        values = [v for e in found if (v := getattr(e, name)) is not None]
         if values:
             out[name] = float(np.mean(values))
     return out
 
 
 def _compared(scores: Scores, dataset: str, mode: int, first: str, other: str) -> dict[str, Any]:
-    a = {e["key"]: e for e in scores.entries(dataset, ALL, mode, first)}
-    b = {e["key"]: e for e in scores.entries(dataset, ALL, mode, other)}
+    a = {e.key: e for e in scores.entries(dataset, ALL, mode, first)}
+    b = {e.key: e for e in scores.entries(dataset, ALL, mode, other)}
     keys = [key for key in a if key in b]
     result: Comparison = compare(
-        [a[k]["iou"] for k in keys], [b[k]["iou"] for k in keys], [a[k]["patient"] for k in keys]
+        [a[k].iou for k in keys], [b[k].iou for k in keys], [a[k].patient for k in keys]
     )
     return {"dataset": dataset, "mode": mode, "first": first, "other": other, **vars(result)}
 

@@ -101,6 +101,13 @@ def check_finite(data: NDArray[Any], name: str) -> None:
         raise ImageError(f"{name}: {bad} of {data.size} voxels are NaN or infinite")
 
 
+def check_not_empty(data: NDArray[Any], name: str) -> None:
+    """Refuse an image in which every voxel is the same: there is nothing to see in it."""
+    low, high = data.min(), data.max()
+    if low == high:
+        raise ImageError(f"{name}: empty, all of its {data.size} values are {low:g}")
+
+
 def planes(data: NDArray[Any], turn: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return slices S x H x W of a volume along an axis of the patient (a view).
 
