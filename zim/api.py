@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +90,14 @@ def _load_onnx(name: str | Path, device: str, dtype: str) -> Zim:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the device to use, or raise ConfigError in one line if it is not there."""
+    """Return the device to use, or raise ConfigError in one line if it is not there.
+
+    Under torchrun every rank gets the GPU of its number (``LOCAL_RANK``) for ``auto`` and ``cuda``.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

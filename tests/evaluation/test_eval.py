@@ -5,8 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from zim import metrics
+from zim.api import choose_device
 from zim.cli import main
 from zim.evaluation import paper
 from zim.evaluation.datasets import read_dataset
@@ -222,3 +224,14 @@ def test_other_weights_are_scored_again(tmp_path):
     assert tables[0] != tables[1]
     assert tables[1] == tables[2]
     assert (tmp_path / "out/results.0.jsonl").read_text().count("seconds") == 12
+
+
+def test_every_rank_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]

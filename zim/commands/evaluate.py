@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.errors import OutputError
+from zim.memory import share_arenas
 
 if TYPE_CHECKING:
     from zim.evaluation.samples import Sample
@@ -71,15 +72,17 @@ def run(args: argparse.Namespace) -> Report:
         from zim.segmenters import load_segmenter
 
         samples = read_dataset(args.dataset, Path(args.root).expanduser())[: args.limit]
-        rank, world = runner.rank_and_world()
-    if args.overwrite and rank == 0 and world == 1:
-        for old in [
-            *output.glob("results.*.jsonl"),
-            output / "settings.json",
-            output / "prompts.jsonl",
-        ]:
+        _, world = runner.rank_and_world()
+        share_arenas()
+    if args.overwrite:
+        if world > 1:
+            raise UsageError(
+                "--overwrite: several ranks would delete each other's results; remove "
+                f"{output} first"
+            )
+        for old in (*output.glob("results.*.jsonl"), output / "settings.json"):
             old.unlink(missing_ok=True)
-    settings = runner.Settings(args.dataset, prompts, args.seed, args.max_side)
+    settings = runner.Settings(args.dataset, prompts, args.seed, args.max_side, args.dtype)
     loaders = {
         name: functools.partial(load_segmenter, name, device=args.device, dtype=args.dtype)
         for name in models
@@ -92,7 +95,8 @@ def run(args: argparse.Namespace) -> Report:
     for name, why in missing.items():
         sys.stderr.write(f"zim eval: {name}: {why}\n")
     with timed(report.seconds, "write"):
-        _write(args, report, output, samples, missing, latency, settings, loaders, models)
+        fits = runner.fitting(samples, hashes)
+        _write(args, report, output, samples, missing, latency, settings, loaders, models, fits)
     return report
 
 
@@ -106,16 +110,16 @@ def _write(
     settings: Any,
     loaders: dict[str, Any],
     models: list[str],
+    fits: Any,
 ) -> None:
     from zim.evaluation import runner
     from zim.evaluation.tables import scored, tables
     from zim.images import atomic_write, save_rgb
 
-    wanted = {sample.key for sample in samples}
     results = [
         row
-        for row in runner.read_results(output)
-        if row["model"] in models and row["prompt"] in settings.prompts and row["key"] in wanted
+        for row in runner.read_results(output, fits)
+        if row["model"] in models and row["prompt"] in settings.prompts
     ]
     excluded = {(row["key"], row["excluded"]): None for row in results if "excluded" in row}
     rows = scored(results)
@@ -140,7 +144,7 @@ def _write(
         atomic_write(output / f"{table.name}.tex", table.latex().encode())
         report.outputs[f"{table.name}_csv"] = str(output / f"{table.name}.csv")
         report.outputs[f"{table.name}_latex"] = str(output / f"{table.name}.tex")
-    _write_prompts(output, samples, settings)
+    atomic_write(output / "prompts.jsonl", _prompts(results).encode())
     report.outputs["prompts"] = str(output / "prompts.jsonl")
     if args.plots:
         from zim.evaluation.pictures import error_plot
@@ -175,34 +179,16 @@ def _protocol(settings: Any) -> str:
     )
 
 
-def _write_prompts(output: Path, samples: list[Sample], settings: Any) -> None:
-    """Publish the prompts as asked, in pixels of the scored picture."""
-    from zim.errors import ZimError
-    from zim.evaluation.samples import load_sample
-    from zim.images import atomic_write
-
-    path = output / "prompts.jsonl"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if len(text.splitlines()) == len(samples) and '"excluded"' not in text:
-            return
-    lines = []
-    for sample in samples:
-        row: dict[str, Any] = {"key": sample.key}
-        try:
-            asked = load_sample(sample, ("point", "box"), settings.seed, settings.max_side).prompts
-        except (ZimError, OSError) as error:
-            row["excluded"] = " ".join(str(error).split())
-        else:
-            points = asked["point"]
-            row["point"] = [
-                [float(x), float(y), int(label)]
-                for (x, y), label in zip(points.points, points.labels, strict=True)
-            ]
-            assert asked["box"].box is not None
-            row["bbox"] = [float(v) for v in asked["box"].box]
-        lines.append(json.dumps(row))
-    atomic_write(path, ("\n".join(lines) + "\n").encode())
+def _prompts(results: list[dict[str, Any]]) -> str:
+    """Return the prompts as asked, in pixels of the scored picture, a JSON line per sample."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        row = rows.setdefault(result["key"], {"key": result["key"]})
+        if "asked" in result:
+            row["bbox" if result["prompt"] == "box" else "point"] = result["asked"]
+        elif "excluded" in result:
+            row["excluded"] = result["excluded"]
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows.values())
 
 
 def _latency(file: str | None) -> dict[str, float]:

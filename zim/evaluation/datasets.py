@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def read_dataset(name: str, root: Path) -> list[Sample]:
         name: one of ``NAMES``.
         root: its folder, or the manifest file.
 
+    An entry of a list that cannot be used, and one whose name was used before, becomes a sample
+    with an error, so that it is counted and named.
+
     Raises:
         ImageError: the layout is not what the data set's authors publish.
     """
@@ -49,11 +53,29 @@ def read_dataset(name: str, root: Path) -> list[Sample]:
         samples = _rw100(root)
     else:
         samples = _pairs(name, root)
-    keys = [sample.key for sample in samples]
-    if len(set(keys)) < len(keys):
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise ImageError(f"{root}: the name {twice} occurs twice; keys must be unique")
+    first: dict[str, Sample] = {}
+    for number, sample in enumerate(samples):
+        if first.setdefault(sample.key, sample) is not sample:
+            samples[number] = replace(
+                sample,
+                key=f"{sample.key} (entry {number + 1})",
+                error=f"the name {sample.key} belongs to {first[sample.key].alpha} already",
+            )
     return sorted(samples, key=lambda s: (str(s.image), s.group, s.key))
+
+
+def _unusable(listing: Path, number: int, why: str) -> Sample:
+    """Return a stand-in for a line that names no usable sample."""
+    place = listing.parent / f"{listing.name}:{number}"
+    return Sample(f"{listing.name}:{number}", place, place, error=f"line {number}: {why}")
+
+
+def _lines(listing: Path) -> list[tuple[int, str]]:
+    try:
+        text = listing.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise ImageError(f"{listing} cannot be read ({error.strerror})") from error
+    return [(k, line) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
 def _micromat(root: Path) -> list[Sample]:
@@ -62,14 +84,12 @@ def _micromat(root: Path) -> list[Sample]:
     if not listing.is_file():
         return _micromat_glob(root)
     samples = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in _lines(listing):
         parts = line.split()
-        if not parts:
-            continue
         if len(parts) not in (3, 4):
-            raise ImageError(
-                f"{listing}, line {number}: {len(parts)} fields; expected image, matte, prompt, seg"
-            )
+            why = f"{len(parts)} fields; expected image, matte, prompt, seg"
+            samples.append(_unusable(listing, number, why))
+            continue
         image, matte, prompt = (root / part for part in parts[:3])
         seg = root / parts[3] if len(parts) == 4 else None
         group = "fine" if "fine" in parts[1] else "coarse"
@@ -128,7 +148,7 @@ def _rw100(root: Path) -> list[Sample]:
     """Masks are called ``<image>_<n>``, one per person."""
     folder = root / "image" if (root / "image").is_dir() else root / "image_all"
     samples = [
-        Sample(mask.stem, _partner(folder, mask.stem[:-2]), mask)
+        Sample(mask.stem, _partner(folder, mask.stem.rsplit("_", 1)[0]), mask)
         for mask in _pictures(root / "mask")
     ]
     if not samples:
@@ -138,28 +158,29 @@ def _rw100(root: Path) -> list[Sample]:
 
 def _manifest(path: Path) -> list[Sample]:
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
             row: dict[str, Any] = json.loads(line)
             image, alpha = path.parent / row["image"], path.parent / row["alpha"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ImageError(
-                f"{path}, line {number}: expected a JSON object with image and alpha ({error})"
-            ) from error
-        prompt = row.get("prompt")
-        if isinstance(prompt, str):
-            prompt = path.parent / prompt
-        key = str(row.get("key") or alpha.stem)
-        samples.append(Sample(key, image, alpha, str(row.get("group", "all")), prompt))
+            prompt = row.get("prompt")
+            if not isinstance(prompt, str | dict | None):
+                raise TypeError(f"a prompt cannot be a {type(prompt).__name__}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"expected a JSON object with image and alpha ({type(error).__name__}: {error})"
+            samples.append(_unusable(path, number, why))
+            continue
+        key = str(row.get("key") or Path(row["alpha"]).with_suffix("").as_posix())
+        where = path.parent / prompt if isinstance(prompt, str) else prompt
+        samples.append(Sample(key, image, alpha, str(row.get("group", "all")), where))
     if not samples:
         raise ImageError(f"{path}: an empty manifest")
     return samples
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix.lower() in _SUFFIXES)
+    # macOS puts a companion "._x.png" beside every "x.png" it copies
+    found = (p for p in folder.glob("*") if not p.name.startswith("."))
+    return sorted(p for p in found if p.suffix.lower() in _SUFFIXES)
 
 
 def _partner(folder: Path, stem: str) -> Path:

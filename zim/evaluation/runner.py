@@ -1,7 +1,8 @@
 """Score models on samples: a JSON line per answer, resumable, shared between ranks.
 
 ``<output>/results.<rank>.jsonl`` grows by whole lines; a line that was torn by a crash is ignored
-and its answer computed again. Metrics run in worker processes while the model goes on.
+and its answer computed again. Pictures are read ahead in threads and metrics run in worker
+processes, both while the model goes on.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ from zim._progress import track
 from zim.errors import OutputError, ZimError
 from zim.evaluation.samples import Loaded, Sample, load_sample
 from zim.images import atomic_write
+from zim.memory import tidied
 from zim.protocols import Segmenter
 
 METRICS = ("sad", "mse", "mae", "grad", "conn")
+#: threads that read pictures ahead, at most
+READERS = 4
+#: tells whether a row of results belongs to the data and weights of now
+Fits = Callable[[dict[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Settings:
     prompts: tuple[str, ...]
     seed: int = 0
     max_side: int | None = None
+    dtype: str = "auto"
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -61,7 +68,8 @@ def evaluate(
         settings: what else the numbers depend on.
         output: folder; results of an earlier, interrupted run there are kept.
         workers: processes that compute metrics; 0 computes them here.
-        weights: hash by model; answers of other weights are computed again.
+        weights: hash by model; answers of other weights, and of files that changed since, are
+            computed again.
 
     Returns:
         For each model that could not be loaded, why.
@@ -73,6 +81,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(settings, samples, output, rank)
     mine = list(samples)[rank::world]
+    stamps = {sample.key: sample.stamp() for sample in mine}
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         pool = None
@@ -85,9 +94,8 @@ def evaluate(
         hashes = weights or {}
         done = {
             (r["model"], r["prompt"], r["key"])
-            for r in read_results(output)
-            # what was left out is looked at again: somebody may have repaired it
-            if "excluded" not in r and r.get("weights", "") == hashes.get(r["model"], "")
+            for r in read_results(output, fitting(samples, hashes))
+            if "excluded" not in r  # what was left out is looked at again: it may be repaired
         }
         for name, load in models.items():
             todo = [s for s in mine if any((name, p, s.key) not in done for p in settings.prompts)]
@@ -100,19 +108,38 @@ def evaluate(
                 continue
             for row in _score(name, model, todo, settings, pool, workers):
                 row["weights"] = hashes.get(name, "")
+                row["files"] = stamps[row["key"]]
                 file.write(json.dumps(row) + "\n")
                 file.flush()
     return missing
 
 
-def read_results(output: Path) -> list[dict[str, Any]]:
-    """Read what all ranks have written so far, each answer once, in a fixed order."""
+def fitting(samples: Sequence[Sample], weights: dict[str, str]) -> Fits:
+    """Return what tells whether a row was scored with these files and weights."""
+    stamps = {sample.key: sample.stamp() for sample in samples}
+
+    def fits(row: dict[str, Any]) -> bool:
+        same = row.get("weights", "") == weights.get(row["model"], "")
+        return same and row["key"] in stamps and row.get("files") == stamps[row["key"]]
+
+    return fits
+
+
+def read_results(output: Path, fits: Fits = lambda row: True) -> list[dict[str, Any]]:
+    """Read what all ranks have written so far, each answer once, in a fixed order.
+
+    Args:
+        output: folder of a run.
+        fits: which rows count, see :func:`fitting`.
+    """
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted(output.glob("results.*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-                rows[row["model"], row["prompt"], row["key"]] = row
+                key = (row["model"], row["prompt"], row["key"])
+                if fits(row) and ("excluded" not in row or "mse" not in rows.get(key, {})):
+                    rows[key] = row
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a crash
     return [rows[key] for key in sorted(rows)]
@@ -126,7 +153,10 @@ def _check_settings(settings: Settings, samples: Sequence[Sample], output: Path,
     del wanted["prompts"]  # further prompts may join
     path = output / "settings.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = "unreadable"
         if found != wanted:
             raise OutputError(
                 f"{output} holds results of other settings ({found}, now {wanted}); "
@@ -146,14 +176,15 @@ def _score(
 ) -> Iterator[dict[str, Any]]:
     waiting: deque[tuple[dict[str, Any], Future[dict[str, float]]]] = deque()
     shown: Path | None = None
-    for sample, loaded in track(_prefetch(samples, settings), name, len(samples)):
+    ahead = _prefetch(samples, settings, max(1, min(READERS, workers)))
+    for sample, loaded in tidied(track(ahead, name, len(samples))):
         base = {"model": name, "key": sample.key, "group": sample.group}
         if isinstance(loaded, str):
             for kind in settings.prompts:
                 yield {**base, "prompt": kind, "excluded": loaded}
             continue
         for kind in settings.prompts:
-            row: dict[str, Any] = {**base, "prompt": kind}
+            row: dict[str, Any] = {**base, "prompt": kind, "asked": _asked(loaded, kind)}
             try:
                 start = time.perf_counter()
                 if shown != sample.image:
@@ -162,8 +193,11 @@ def _score(
                     shown = sample.image
                 matte = answer(model, loaded, kind)
                 row["seconds"] = round(time.perf_counter() - start, 4)
-            except ZimError as error:
-                yield {**row, "excluded": f"the model failed: {' '.join(str(error).split())}"}
+            except Exception as error:  # a model of any library, out of memory, a broken picture
+                yield {**row, "excluded": f"the model failed: {_one_line(error)}"}
+                continue
+            if not np.isfinite(matte).all():
+                yield {**row, "excluded": "the model's answer holds NaN or infinity"}
                 continue
             if pool is None:
                 yield row | _measure(matte, loaded.alpha)
@@ -189,22 +223,37 @@ def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
     return np.clip(mattes[0], 0, 1)
 
 
+def _asked(loaded: Loaded, kind: str) -> list[Any]:
+    """Return a prompt as it is asked, in pixels of the scored picture, for JSON."""
+    prompt = loaded.prompts[kind]
+    if kind == "box":
+        assert prompt.box is not None
+        return [float(v) for v in prompt.box]
+    rows = zip(prompt.points, prompt.labels, strict=True)
+    return [[float(x), float(y), int(label)] for (x, y), label in rows]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ZimError) else f"{type(error).__name__}: {text}"
+
+
 def _prefetch(
-    samples: Sequence[Sample], settings: Settings
+    samples: Sequence[Sample], settings: Settings, readers: int
 ) -> Iterable[tuple[Sample, Loaded | str]]:
-    """Read ahead in a thread; what cannot be used comes as the reason."""
+    """Read ahead in threads, in order; what cannot be used comes as the reason."""
 
     def read(sample: Sample) -> Loaded | str:
         try:
             return load_sample(sample, settings.prompts, settings.seed, settings.max_side)
-        except (ZimError, OSError) as error:
-            return " ".join(str(error).split())
+        except Exception as error:  # a broken file can break a decoder in any way
+            return _one_line(error)
 
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(readers) as threads:
         ahead: deque[tuple[Sample, Future[Loaded | str]]] = deque()
         for sample in samples:
-            ahead.append((sample, thread.submit(read, sample)))
-            if len(ahead) > 2:
+            ahead.append((sample, threads.submit(read, sample)))
+            if len(ahead) > 2 * readers:
                 first, future = ahead.popleft()
                 yield first, future.result()
         for first, future in ahead:

@@ -2,7 +2,8 @@
 
 A manifest's line is ``{"image": path, "alpha": path, "key": name, "group": name, "prompt": path or
 {"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}}``; paths are relative to the manifest,
-only image and alpha are required. Prompt files are MicroMat-3K's.
+only image and alpha are required (without a key, alpha's path is it), and a prompt needs only what
+is asked for. Prompt files are MicroMat-3K's.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +38,7 @@ class Sample:
         group: column group of the tables (``fine``, ``coarse``, ``all``).
         prompt: file, or its content; None to draw prompts from the truth.
         seg: file of the segmentation label where the set has one.
+        error: why its entry in the data set's list cannot be used.
     """
 
     key: str
@@ -44,6 +47,15 @@ class Sample:
     group: str = "all"
     prompt: Path | dict[str, Any] | None = None
     seg: Path | None = None
+    error: str | None = None
+
+    def stamp(self) -> str:
+        """Tell whether files changed: by their places, sizes and times, and the prompt."""
+        parts: list[Any] = [self.prompt if isinstance(self.prompt, dict) else None]
+        for path in (self.image, self.alpha, self.prompt):
+            if isinstance(path, Path):
+                parts.append([str(path.resolve()), *(_state(path) or ())])
+        return f"{zlib.crc32(json.dumps(parts, sort_keys=True).encode()):08x}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +80,9 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
         ZimError: a file is missing or damaged, sizes differ, or the prompt is malformed; such a
             sample must be left out, never scored.
     """
-    rgb = load_image(sample.image).rgb
+    if sample.error is not None:
+        raise ImageError(sample.error)
+    rgb = _rgb(sample.image, _state(sample.image))
     alpha = read_alpha(sample.alpha)
     if alpha.shape != rgb.shape[:2]:
         raise ImageError(
@@ -78,7 +92,7 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
     if not (alpha > BOX_ALPHA).any():
         raise ImageError(f"{sample.alpha.name} is empty: there is nothing to ask for")
     scale = 1.0 if max_side is None else min(1.0, max_side / max(alpha.shape))
-    given = None if sample.prompt is None else _given(sample.prompt)
+    given = None if sample.prompt is None else _given(sample.prompt, kinds)
     if scale < 1:
         size = (
             max(1, round(alpha.shape[1] * scale)),
@@ -100,6 +114,21 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
                 raise PromptError(f"{sample.key}: its prompt has no positive point")
             prompts[kind] = Prompt.create(size, points=rows)
     return Loaded(rgb, alpha, prompts)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _rgb(path: Path, state: tuple[int, int] | None) -> np.ndarray:
+    """Read a picture; the objects of one come one after the other. Nobody writes into it."""
+    del state  # a file that changed is another one
+    return load_image(path).rgb
 
 
 def drawn_prompt(alpha: np.ndarray, key: str, seed: int) -> dict[str, Any]:
@@ -124,24 +153,28 @@ def inner_point(alpha: np.ndarray, name: str, seed: int) -> np.ndarray:
     return np.array([columns[chosen], rows[chosen]], np.float32)
 
 
-def _given(source: Path | dict[str, Any]) -> dict[str, Any]:
-    """Read a prompt and check its shape; values are checked against the picture later."""
+def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Read the kinds of a prompt that are asked for; the picture checks their places later."""
     if isinstance(source, Path):
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
+            data = json.loads(source.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise PromptError(f"{source.name}: not a prompt file ({error})") from error
+            why = getattr(error, "strerror", None) or error
+            raise PromptError(f"{source.name}: not a prompt file ({why})") from error
         name = source.name
     else:
         data, name = source, "the manifest's prompt"
+    given: dict[str, Any] = {}
     try:
-        box = [float(v) for v in data["bbox"]]
-        points = [(float(x), float(y), int(label)) for x, y, label in data["point"]]
+        if "box" in kinds:
+            given["bbox"] = [float(v) for v in data["bbox"]]
+        if "point" in kinds:
+            given["point"] = [(float(x), float(y), float(label)) for x, y, label in data["point"]]
     except (KeyError, TypeError, ValueError) as error:
         raise PromptError(
             f'{name}: expected {{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}} '
             f"({type(error).__name__}: {error})"
         ) from error
-    if len(box) != 4 or not points:
-        raise PromptError(f"{name}: {len(box)} numbers in bbox and {len(points)} points")
-    return cast("dict[str, Any]", {"bbox": box, "point": points})
+    if len(given.get("bbox", [0] * 4)) != 4:
+        raise PromptError(f"{name}: {len(given['bbox'])} numbers in bbox; expected x0, y0, x1, y1")
+    return given

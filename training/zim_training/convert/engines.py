@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from zim._extras import require
+from zim.api import choose_device
 from zim.errors import ZimError
 from zim_training.convert.config import ConvertConfig
 from zim_training.convert.shard import convert_shard, weights_hash
@@ -23,11 +24,7 @@ class Worker:
 
     def __init__(self, converter: str, out: str, config: ConvertConfig, device: str) -> None:
         """Load the converter onto a device (``auto`` takes a GPU where there is one)."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and "LOCAL_RANK" in os.environ:
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.model = Converter.from_pretrained(converter).to(device)
+        self.model = Converter.from_pretrained(converter).to(choose_device(device))
         self.weights = weights_hash(self.model)
         self.out, self.config = Path(out), config
 
