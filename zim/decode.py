@@ -145,7 +145,7 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
     for top in (1.0, 255.0, 65535.0):
         if low >= 0 and high <= top:
             return (values / np.float32(top)).astype(np.float32)
-    raise ImageError(f"has values from {low:g} to {high:g}; expected 0 to 1, 255 or 65535")
+    raise ImageError(f"has values from {low} to {high}; expected 0 to 1, 255 or 65535")
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:

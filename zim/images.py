@@ -185,7 +185,7 @@ def _from_array(array: NDArray[Any]) -> Pixels:
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):
             raise ImageError(
-                f"a {array.dtype} array with values from {low:g} to {high:g}; expected 0 to 1"
+                f"a {array.dtype} array with values from {low} to {high}; expected 0 to 1"
             )
     elif array.dtype == np.uint8:
         array = array.copy()  # what the caller does to it later must not reach us

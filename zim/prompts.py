@@ -236,7 +236,10 @@ def scribble_points(
     share = np.ones(len(strokes), np.int64)
     spare = limit - len(strokes)
     if lengths.sum() > 0:
-        share += np.floor(spare * lengths / lengths.sum()).astype(np.int64)
+        wanted = spare * lengths / lengths.sum()
+        share += np.floor(wanted).astype(np.int64)
+        left = limit - int(share.sum())  # what rounding kept back goes to the largest remainders
+        share[np.argsort(np.floor(wanted) - wanted, kind="stable")[:left]] += 1
     # a stroke never needs more points than it has pixels
     share = np.minimum(share, np.ceil(lengths).astype(np.int64) + 1)
     sampled = [_sample(s, int(n)) for s, n in zip(strokes, share, strict=True)]

@@ -131,6 +131,13 @@ def _distance_to_stroke(p: tuple[float, float], stroke: list[tuple[int, int]]) -
     return best
 
 
+def test_two_strokes_share_all_points_by_length() -> None:
+    # 24 points: 1 each, 22 more by length 3:1, that is 16.5 and 5.5: one is over
+    long, short = np.array([[5, 5], [95, 5]], float), np.array([[5, 20], [35, 20]], float)
+    points = scribble_points([long, short], (100, 120))
+    assert [int((points[:, 1] == y).sum()) for y in (5, 20)] == [18, 6]
+
+
 def test_painted_scribbles_spread_over_the_paint() -> None:
     painted = np.zeros(SIZE, bool)
     painted[48:53, 20:180] = True

@@ -126,6 +126,19 @@ def test_the_untrained_network_answers_with_the_prior(data: Path, tmp_path: Path
         assert row["net"] == pytest.approx(row["prior"], rel=0.1, abs=2.0)
 
 
+def test_a_run_starts_from_given_weights(data: Path, tmp_path: Path) -> None:
+    source = zim.build(NETWORK, seed=3)
+    source.save_pretrained(tmp_path / "source")
+    config = MatteConfig(steps=1, init=str(tmp_path / "source"), precision="float32")
+    trainer = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    for key, value in source.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=0, atol=0)
+        torch.testing.assert_close(trainer.ema.model.state_dict()[key], value, rtol=0, atol=0)
+    other = MatteConfig(steps=1, init="nano")
+    with pytest.raises(ConfigError, match="another network"):
+        MatteTrainer(other, data, tmp_path / "other", network=NETWORK)
+
+
 def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zim-train data synth"):
         Pack(tmp_path)

@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zim
+from zim.benchmarking import cpu_flags
 from zim.config import ZimConfig, get_config
 from zim.cues import PRIOR_SCALE
 from zim.errors import ConfigError
@@ -44,6 +46,8 @@ class MatteConfig:
     entropy: float = 0.3
     overlap: float = 0.3
     seed: int = 0
+    init: str = ""  # weights to start from, a name or path for zim.load; "" for random ones
+    precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 where the hardware has it
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
     eval_scenes: int = 96
@@ -83,6 +87,9 @@ class MatteTrainer:
         torch.manual_seed(config.seed)
         self.model = zim.build(network, seed=config.seed)
         start_near_prior(self.model)
+        if config.init:
+            self.model.load_state_dict(initial_weights(config.init, network))
+        self.half = computes_in_half(config.precision)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ema = checkpoint.Ema(self.model, config.ema)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.decay), config.rate)
@@ -130,7 +137,7 @@ class MatteTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        logits, quality, order = forward(self.model, batch)
+        logits, quality, order = forward(self.model, batch, self.half)
         alpha = F.avg_pool2d(batch.alpha, 2)[order]
         valid = batch.inside[batch.scene[order]]
         loss, first = prompt_loss(
@@ -158,7 +165,7 @@ class MatteTrainer:
         """Score the average model on dev scenes against the classical plane; write a sheet."""
         if self.dev is None:
             raise ConfigError("there is no dev pack beside the training pack")
-        table, rows = score(self.ema.model, self.dev, self.config.eval_scenes)
+        table, rows = score(self.ema.model, self.dev, self.config.eval_scenes, half=self.half)
         self._log(kind="dev", scores=table)
         cv2.imwrite(str(self.run / f"sheet_{self.step:06d}.png"), np.vstack(rows)[..., ::-1])
         return table
@@ -189,14 +196,37 @@ class MatteTrainer:
         checkpoint.append_line(self.run / "metrics.jsonl", shared | record)
 
 
-def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode the batch's images and decode its prompts in bf16.
+def initial_weights(name: str, network: ZimConfig) -> dict[str, Tensor]:
+    """Return the weights of a model that is the same network.
+
+    Raises:
+        ConfigError: it is another network.
+        CheckpointError: it is not there.
+    """
+    model = zim.load(name, device="cpu", dtype="float32")
+    if not isinstance(model, zim.Zim) or (
+        (model.config.encoder, model.config.decoder, model.config.cue_planes)
+        != (network.encoder, network.decoder, network.cue_planes)
+    ):
+        raise ConfigError(f"init {name!r} is another network than {network.name}")
+    return model.state_dict()
+
+
+def computes_in_half(precision: str) -> bool:
+    """Tell whether to train in bfloat16; a CPU without its instructions is far slower in it."""
+    if precision == "auto":
+        return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(cpu_flags()))
+    return precision == "bf16"
+
+
+def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode the batch's images and decode its prompts, in bf16 where ``half``.
 
     Returns:
         Logits ``b 4 S/2 S/2``, quality ``b 4``, and the prompts' order (those with an earlier mask
         are decoded apart and come last).
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         images = model.preprocess(batch.image)  # pyright: ignore[reportCallIssue]
         images = padded_zero(images, batch).contiguous(memory_format=torch.channels_last)
         features = model.encode_image(images)  # pyright: ignore[reportCallIssue]
@@ -251,7 +281,7 @@ def learning_rate(config: MatteConfig, step: int, progress: float) -> float:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, pack: Pack, scenes: int, sheet: int = 12
+    model: nn.Module, pack: Pack, scenes: int, sheet: int = 12, half: bool = True
 ) -> tuple[dict[str, dict[str, float]], list[np.ndarray]]:
     """MSE x 1e3 at stride 2 per prompt kind, of the network (token 0) and of the prior plane.
 
@@ -266,7 +296,7 @@ def score(
     for start in range(0, min(scenes, len(pack)), 8):
         numbers = list(range(start, min(start + 8, scenes, len(pack))))
         batch = pack.batch(numbers)
-        logits, quality, order = forward(model, batch)
+        logits, quality, order = forward(model, batch, half)
         alpha = F.avg_pool2d(batch.alpha, 2)[order, 0]
         valid = batch.inside[batch.scene[order], 0]
         predicted = logits.sigmoid()

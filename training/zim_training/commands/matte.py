@@ -79,6 +79,7 @@ def _run_packs(args: argparse.Namespace) -> Report:
     apply_runtime(args)
     from zim_training.matte import MatteConfig, MatteTrainer
 
+    init = getattr(args, "init", "none")
     config = MatteConfig(
         preset=args.preset or "nano",
         minutes=args.minutes,
@@ -86,6 +87,9 @@ def _run_packs(args: argparse.Namespace) -> Report:
         scenes=args.scenes,
         rate=getattr(args, "rate", 1e-3),
         seed=args.seed,
+        init="" if init == "none" else init,
+        precision=getattr(args, "precision", "auto"),
+        ema=getattr(args, "ema", 0.998),
     )
     run_dir, report = Path(args.output), Report(model=config.preset)
     trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume)
