@@ -35,7 +35,7 @@ def main() -> None:
     loading, stepping = [], []
     for k in range(args.repeats + 1):
         start = time.perf_counter()
-        batch = task.samples(np.random.default_rng(k), args.batch)
+        batch = task.samples([np.random.default_rng((k, i)) for i in range(args.batch)])
         loading.append(time.perf_counter() - start)
         task.model.train()
         start = time.perf_counter()

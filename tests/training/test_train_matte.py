@@ -65,7 +65,7 @@ def test_the_loss_is_the_papers(own: Path) -> None:
     """Token 0's part against Eq. 1 to 3 written out for one picture."""
     config = dataclasses.replace(TINY, multimask=0.0, quality=0.0, resolution="stride2", batch=1)
     task = MatteTask(config, open_source(own, 0.2))
-    batch = task.samples(np.random.default_rng(3), 1)
+    batch = task.samples([np.random.default_rng(3)])
     task.model.eval()
     got = task.loss(task.model, batch)[0].item()
     h, w = batch["size"][0].tolist()
@@ -183,7 +183,7 @@ def test_checkpointing_changes_nothing_but_memory(own: Path) -> None:
     for on in (False, True):
         config = dataclasses.replace(TINY, checkpointing=on)
         task = MatteTask(config, open_source(own, 0.2))
-        batches.append(task.samples(np.random.default_rng(0), 2))
+        batches.append(task.samples([np.random.default_rng(k) for k in (0, 1)]))
         task.loss(task.model, batches[-1])[0].backward()
         gradients.append(
             {k: p.grad for k, p in task.model.named_parameters() if p.grad is not None}

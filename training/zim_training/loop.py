@@ -1,10 +1,12 @@
 """The training loop of every model here: steps, on Accelerate, with exact resume.
 
-A batch is a pure function of (seed, step, process), so the position in the data is the step, and a
-run that was killed goes on exactly as it would have. Run folder::
+A sample is a pure function of seed, step and place in the batch, so the position in the data is the
+step, a run that was killed goes on exactly as it would have, and the number of processes decides
+only who makes which sample. Data read as a stream depends on the numbers of processes and workers
+as well. Run folder::
 
     config.json  env.json  metrics.jsonl  tensorboard/  last.pt  checkpoints/step_0001000.pt
-    samples/step_0001000.png  export/
+    samples/step_0001000.png  best.pt  export/
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zim import __version__
 from zim._extras import require
@@ -60,9 +62,31 @@ class LoopConfig(Protocol):
     @property
     def keep(self) -> int: ...  # noqa: D102
     @property
+    def keep_best(self) -> bool: ...  # noqa: D102
+    @property
     def log_every(self) -> int: ...  # noqa: D102
     @property
     def seed(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What one reader of a stream has to make; a reader is a worker of a process.
+
+    Attributes:
+        numbers: of the batches that this reader makes, in order.
+        done: batches this reader has made before them.
+        slot: which of the ``slots`` readers of all processes this is.
+        count: samples in a batch.
+        seed: of the run.
+    """
+
+    numbers: Sequence[int]
+    done: int
+    slot: int
+    slots: int
+    count: int
+    seed: int
 
 
 class Task(Protocol):
@@ -70,8 +94,17 @@ class Task(Protocol):
 
     model: nn.Module
 
-    def samples(self, rng: np.random.Generator, count: int) -> Any:
-        """Make a batch of ``count`` samples; ``rng`` is the only source of randomness."""
+    @property
+    def streams(self) -> bool:
+        """Tell whether batches come from :meth:`stream` instead of :meth:`samples`."""
+        ...
+
+    def stream(self, reader: Reader) -> Iterator[Any]:
+        """Make the batches of a reader of a stream, in order."""
+        ...
+
+    def samples(self, rngs: Sequence[np.random.Generator]) -> Any:
+        """Make a batch of a sample for every ``rng``, its only source of randomness."""
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
@@ -86,6 +119,10 @@ class Task(Protocol):
         """Score a model on held-out data; return numbers and a sheet, H x W x 3 uint8."""
         ...
 
+    def rank(self, scores: dict[str, float], first: dict[str, float]) -> float:
+        """Rate scores of :meth:`evaluate` against the run's first; less is better."""
+        ...
+
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model for inference."""
         ...
@@ -97,15 +134,55 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class _Batches(Dataset[Any]):
-    """Batches by step, for a DataLoader whose workers may make them ahead of time."""
+    """Micro-batches by number, for a DataLoader whose workers may make them ahead of time.
+
+    ``count`` samples each, ``accumulate`` of them a step. All processes' micro-batches of a step
+    make up the same batch however many there are.
+    """
 
     task: Task
     seed: int
     count: int
     rank: int
+    world: int
+    accumulate: int
 
-    def __getitem__(self, step: int) -> Any:
-        return self.task.samples(np.random.default_rng((self.seed, self.rank, step)), self.count)
+    def __getitem__(self, number: int) -> Any:
+        step, part = divmod(number, self.accumulate)
+        first = (part * self.world + self.rank) * self.count
+        places = range(first, first + self.count)
+        return self.task.samples([np.random.default_rng((self.seed, step, k)) for k in places])
+
+
+@dataclass(frozen=True)
+class _Stream(IterableDataset[Any]):
+    """Batches ``first`` to ``end`` of a stream; a DataLoader takes them from its workers in turn.
+
+    A batch is made by the worker that its number names, so that a run which continues at any step
+    finds every reader where it was.
+    """
+
+    task: Task
+    seed: int
+    count: int
+    rank: int
+    world: int
+    first: int
+    end: int
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        place, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        mine = (self.first + place) % workers
+        reader = Reader(
+            numbers=range(self.first + place, self.end, workers),
+            done=len(range(mine, self.first, workers)),
+            slot=self.rank * workers + mine,
+            slots=self.world * workers,
+            count=self.count,
+            seed=self.seed,
+        )
+        return self.task.stream(reader)
 
 
 class Loop:
@@ -150,6 +227,8 @@ class Loop:
         self.ema.model.to(self.accelerator.device)
         self.step, self.seconds = 0, 0.0
         self.last_scores: dict[str, float] = {}
+        #: with ``keep_best``: averaged weights, their step, scores and rank, and the first scores
+        self.best: dict[str, Any] = {}
         self._writer: Any = None
         if self.main:
             self._open_folder()
@@ -172,7 +251,11 @@ class Loop:
         path = self.run / "config.json"
         if path.is_file() and (self.run / "last.pt").is_file():
             old = json.loads(path.read_text())
-            free = {"save_every", "eval_every", "keep", "log_every", "workers"}
+            free = {"save_every", "eval_every", "keep", "log_every"}
+            if not self.task.streams:
+                free.add("workers")
+            # settings that are newer than the run had their default then
+            old = asdict(type(self.config)()) | old  # pyright: ignore[reportArgumentType]
             changed = sorted(k for k in settings if k not in free and old.get(k) != settings[k])
             if changed:
                 raise ConfigError(
@@ -224,14 +307,23 @@ class Loop:
                 self.evaluate()
                 last = time.perf_counter()
         if self.main:
+            if self.best:
+                self.ema.model.load_state_dict(self.best["ema"])
+                self.last_scores = self.best["scores"] | {"best_step": self.best["step"]}
             self.task.export(self.ema.model, self.run / "export")
         self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Iterator[Any]:
         config = self.config
-        data = _Batches(self.task, config.seed, self.micro, self.accelerator.process_index)
         first, end = self.step * config.accumulate, config.steps * config.accumulate
-        options: dict[str, Any] = {"sampler": range(first, end), "batch_size": None}
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        options: dict[str, Any] = {"batch_size": None}
+        data: Dataset[Any]
+        if self.task.streams:
+            data = _Stream(self.task, config.seed, self.micro, rank, world, first, end)
+        else:
+            data = _Batches(self.task, config.seed, self.micro, rank, world, config.accumulate)
+            options["sampler"] = range(first, end)
         if config.workers:
             options |= {"num_workers": config.workers, "prefetch_factor": 2}
         return iter(DataLoader(data, collate_fn=_same, **options))
@@ -270,10 +362,22 @@ class Loop:
             self.last_scores = scores
             if scores:
                 self._log("dev", **scores)
+            if scores and self.config.keep_best:
+                self._remember(scores)
             if sheet is not None:
                 save_rgb(self.run / "samples" / f"step_{self.step:07d}.png", sheet)
         self.accelerator.wait_for_everyone()
         return scores
+
+    def _remember(self, scores: dict[str, float]) -> None:
+        """Keep the averaged weights if none were better."""
+        first = self.best.get("first", scores)
+        rank = self.task.rank(scores, first)
+        if not self.best or rank < self.best["rank"]:
+            weights = {k: v.cpu().clone() for k, v in self.ema.model.state_dict().items()}
+            self.best = {"rank": rank, "step": self.step, "scores": scores, "first": first}
+            self.best["ema"] = weights
+            checkpoint.write_atomically(self.run / "best.pt", self.best)
 
     def save(self) -> None:
         """Write ``last.pt`` with everything needed to go on, and keep older ones."""
@@ -288,6 +392,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "step": self.step,
+            "processes": self.accelerator.num_processes,
             "seconds": self.seconds,
             "config": asdict(self.config),  # pyright: ignore[reportArgumentType]
         } | self.task.extra_state()
@@ -305,11 +410,19 @@ class Loop:
 
     def _load(self) -> None:
         state = checkpoint.read(self.run / "last.pt")
+        before, now = state.get("processes"), self.accelerator.num_processes
+        if self.task.streams and before != now:
+            raise ConfigError(
+                f"{self.run} streams its data with {before} processes and there are {now} now; "
+                f"start {before}, or read at random (--stream 0) in a new --output"
+            )
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.steps = state["ema_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+        if self.config.keep_best and (self.run / "best.pt").is_file():
+            self.best = checkpoint.read(self.run / "best.pt")
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _log(self, kind: str, **values: float) -> None:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Report:
     from zim_training.matting.source import open_source
     from zim_training.matting.task import MatteTask
 
-    source = open_source(Path(args.data), config.held_out)
+    source = open_source(Path(args.data), config.held_out, config.stream, config.eval_samples)
     task = MatteTask(config, source)
     report = Report(model=config.init if config.init != "none" else config.model)
     loop = Loop(task, config, run_dir, args.device)
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> Report:
     finally:
         loop.close()
     report.metrics |= loop.last_scores
-    report.metrics |= {"steps": loop.step, "pictures": len(source.train)}
+    report.metrics["steps"] = loop.step
+    if source.train:  # a stream is not counted
+        report.metrics["pictures"] = len(source.train)
     report.outputs = {"model": str(run_dir / "export"), "run": str(run_dir)}
     report.lines.append(str(run_dir / "export"))
     return report

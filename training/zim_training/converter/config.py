@@ -70,6 +70,7 @@ class ConverterConfig:
     save_every: int = setting(5000, "steps between checkpoints")
     eval_every: int = setting(10_000, "steps between evaluations")
     keep: int = setting(3, "checkpoints kept besides the last")
+    keep_best: bool = setting(False, "export the best evaluated average, be it the start's")
     log_every: int = setting(50, "steps between lines of metrics.jsonl")
     seed: int = setting(0, "random seed of everything")
 

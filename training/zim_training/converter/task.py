@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from zim import metrics
 from zim_training.converter.config import ConverterConfig
 from zim_training.converter.model import BAND, Converter, ConverterOutput, undecided
 from zim_training.converter.samples import Pool, View, draw_view, stack
-from zim_training.loop import parameter_groups
+from zim_training.loop import Reader, parameter_groups
 
 #: MGMatting's weights of the heads at strides 1, 4 and 8
 LEVELS = (2 / 5, 1 / 5, 1 / 5)
@@ -33,10 +34,17 @@ class ConverterTask:
             self.model.trunk.gradient_checkpointing_enable()
         self.held_out = held_out_views(held_out, config.size, views) if held_out else {}
 
-    def samples(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
+    #: views are drawn at random, never read in order
+    streams = False
+
+    def stream(self, reader: Reader) -> Iterator[dict[str, Tensor]]:
+        """Not for this task."""
+        raise NotImplementedError
+
+    def samples(self, rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
         """Draw a batch."""
         c = self.config
-        return stack([draw_view(rng, self.pool, c.size, c.sga, c.stl) for _ in range(count)])
+        return stack([draw_view(rng, self.pool, c.size, c.sga, c.stl) for rng in rngs])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """L1 and gradient loss (Eq. 1) of the three heads, finer ones where they count."""
@@ -60,6 +68,10 @@ class ConverterTask:
             scores |= {f"{kind}_{k}": v for k, v in score_views(views, mattes).items()}
             rows += [_row(v, m) for v, m in list(zip(views, mattes, strict=True))[:3]]
         return scores, np.vstack(rows) if rows else None
+
+    def rank(self, scores: dict[str, float], first: dict[str, float]) -> float:
+        """Rate scores by the error on whole mattes."""
+        return scores["matte_mse"] / max(first["matte_mse"], 1e-9)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the averaged weights."""

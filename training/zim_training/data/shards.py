@@ -183,6 +183,50 @@ class Sample:
         return full
 
 
+def finished(folder: Path) -> list[Path]:
+    """List the tars of a folder's finished shards.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    tars = [p.with_name(p.name.removesuffix(DONE) + ".tar") for p in folder.glob(f"*{DONE}")]
+    if not tars:
+        raise ConfigError(
+            f"{folder} holds no finished shard; make some with: "
+            "zim-train convert TAR... --output DIR"
+        )
+    return sorted(tars)
+
+
+def read_index(tar: Path) -> list[dict[str, Any]]:
+    """Read a shard's index: the rows of pictures that are there and have mattes.
+
+    Raises:
+        ConfigError: shard or index are missing, or do not fit each other.
+    """
+    try:
+        lines = tar.with_suffix(INDEX).read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        end = tar.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{tar}: shard or index missing ({error})") from error
+    for row in rows:
+        if row["json"][0] + row["json"][1] > end:
+            raise ConfigError(f"{tar} is shorter than its index says; convert it again")
+    return [row for row in rows if row["mattes"] and "jpg" in row]
+
+
+def read_range(tar: Path, row: dict[str, Any]) -> Sample:
+    """Read a picture with its mattes, encoded, by its row of the index."""
+    with tar.open("rb") as file:
+        jpeg, blob, text = (_range(file, row[k]) for k in ("jpg", "mattes", "json"))
+    return Sample(row["key"], json.loads(text), jpeg, blob)
+
+
+def _range(file: BinaryIO, span: list[int]) -> bytes:
+    return os.pread(file.fileno(), span[1], span[0])
+
+
 class ShardSet:
     """All finished shards of a folder, as one list of pictures read by byte range."""
 
@@ -193,24 +237,10 @@ class ShardSet:
             ConfigError: no finished shard, or an index that does not fit its shard.
         """
         self.folder = folder
-        self.entries: list[tuple[Path, dict[str, Any]]] = []
-        markers = sorted(folder.glob(f"*{DONE}"))
-        for marker in markers:
-            stem = marker.name.removesuffix(DONE)
-            tar, index = folder / f"{stem}.tar", folder / f"{stem}{INDEX}"
-            try:
-                rows = [json.loads(line) for line in index.read_text().splitlines()]
-                end = tar.stat().st_size
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"{tar}: shard or index missing ({error})") from error
-            for row in rows:
-                if row["json"][0] + row["json"][1] > end:
-                    raise ConfigError(f"{tar} is shorter than its index says; convert it again")
-            self.entries += [(tar, row) for row in rows if row["mattes"] and "jpg" in row]
+        self.entries = [(tar, row) for tar in finished(folder) for row in read_index(tar)]
         if not self.entries:
             raise ConfigError(
-                f"{folder} holds no finished shard with pictures and mattes; "
-                "make some with: zim-train convert TAR... --output DIR"
+                f"{folder} holds no picture with mattes; convert tars that have some, with pictures"
             )
 
     def __len__(self) -> int:
@@ -219,11 +249,4 @@ class ShardSet:
 
     def read(self, number: int) -> Sample:
         """Read a picture with its mattes, encoded."""
-        path, row = self.entries[number]
-        with path.open("rb") as file:
-            jpeg, blob, text = (_range(file, row[k]) for k in ("jpg", "mattes", "json"))
-        return Sample(row["key"], json.loads(text), jpeg, blob)
-
-
-def _range(file: BinaryIO, span: list[int]) -> bytes:
-    return os.pread(file.fileno(), span[1], span[0])
+        return read_range(*self.entries[number])

@@ -27,9 +27,19 @@ class TrainConfig:
     gradient: float = setting(10.0, "lambda of the gradient loss", "Eq. 1, Table 8b")
     entropy: float = setting(0.0, "weight of cross-entropy; the paper has none")
     overlap: float = setting(0.0, "weight of 1 - soft IoU; the paper has none")
+    prompts: Literal["paper", "people"] = setting(
+        "paper", "jittered boxes and RITM points, or what people give: loose boxes, deep clicks"
+    )
     box: float = setting(0.5, "probability of a box prompt, else points")
     jitter: float = setting(0.1, "largest move of a box's side, as a share", "Sec. 5.1")
     single: float = setting(0.25, "of the point prompts, probability of a lone positive")
+    corrections: float = setting(
+        0.0, "share of the steps that train a second round: the mask so far, a click on its error"
+    )
+    hold: float = setting(
+        0.0,
+        "of a box prompt's loss, the share that asks for the starting weights' answer",
+    )
     resolution: Literal["full", "stride2"] = setting("full", "size at which the loss is taken")
     multimask: float = setting(1.0, "weight of the best of tokens 1 to 3, lone clicks only")
     quality: float = setting(1.0, "weight of the predicted IoU's error")
@@ -42,10 +52,12 @@ class TrainConfig:
     ema: float = setting(0.9999, "decay of the averaged weights, 0 for none")
     accumulate: int = setting(1, "micro-batches per step")
     precision: str = setting("auto", "bf16, float32, or auto (bf16 on GPUs)")
+    stream: int = setting(0, "shards: read in order, mixing so many pictures; 0 reads at random")
     workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
     checkpointing: bool = setting(False, "trade time for memory in the image encoder")
     save_every: int = setting(5000, "steps between checkpoints")
     eval_every: int = setting(10_000, "steps between evaluations")
+    keep_best: bool = setting(False, "export the best evaluated average, be it the start's")
     keep: int = setting(3, "checkpoints kept besides the last")
     log_every: int = setting(50, "steps between lines of metrics.jsonl")
     seed: int = setting(0, "random seed of everything")
@@ -55,9 +67,11 @@ PRESETS = {
     "paper": TrainConfig(init="sam", multimask=0.0, quality=0.0),
     "default": TrainConfig(init="sam", new_rate=10.0),
     "finetune": TrainConfig(
-        model="nano", init="nano", freeze_norm=True, batch=4, steps=400, rate=1e-4, warm_up=20,
-        decay=0.02, ema=0.98, workers=0, save_every=100, eval_every=100, log_every=20, held_out=0.2,
-        gradient=2.0, entropy=0.3, overlap=0.3,  # the losses nano was trained with
+        model="nano", init="nano", freeze_norm=True, batch=4, steps=60, rate=1e-4, warm_up=5,
+        decay=0.02, ema=0.95, workers=0, save_every=20, eval_every=20, log_every=10, held_out=0.2,
+        # prompts and losses nano was trained with, and boxes held: they are good at the start
+        prompts="people", hold=0.5, keep_best=True,
+        gradient=2.0, entropy=0.3, overlap=0.3, resolution="stride2", multimask=0.3, quality=0.1,
     ),
     "test": TrainConfig(
         model="tiny", batch=4, steps=200, rate=1e-3, warm_up=10, decay=0.01, ema=0.97,

@@ -8,12 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim_training.prompts import draw
+
 Array = NDArray[Any]
 Rng = np.random.Generator
 #: RITM: at most so many points of each sign, decaying by GAMMA
 MOST, GAMMA = 24, 0.8
 SLOTS = 2 * MOST
 ABSENT, PAD = -2, -1
+#: how often people are taken to give which kind of prompt
+KINDS = {"box": 0.4, "click": 0.3, "clicks": 0.15, "box_click": 0.1, "scribble": 0.05}
 
 
 def box_prompt(rng: Rng, alpha: Array, jitter: float) -> tuple[Array, NDArray[np.int8]]:
@@ -69,6 +73,28 @@ def point_prompt(
     marks.append((0.0, 0.0, PAD))
     array = np.array(marks, np.float32)
     return array[:, :2], array[:, 2].astype(np.int8)
+
+
+def people_prompt(
+    rng: Rng, alpha: Array, others: Array, frame: int
+) -> tuple[Array, NDArray[np.int8]]:
+    """A prompt as ``nano`` was trained with (:mod:`zim_training.prompts`).
+
+    Args:
+        rng: source of randomness.
+        alpha: h x w matte.
+        others: h x w bool, other objects of the picture.
+        frame: side of the model frame.
+
+    Returns:
+        Points n x 2 float32 and labels as in SAM, without unused slots.
+    """
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    prompt = draw(rng, kind, alpha, others.astype(np.float32), frame)
+    if prompt is None:  # too little to click on
+        return box_prompt(rng, alpha, 0.0)
+    used = prompt.labels != ABSENT
+    return prompt.points[used], prompt.labels[used]
 
 
 def _decaying(rng: Rng, most: int) -> int:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from zim.errors import ConfigError
 from zim_training.data.readers import find_sets
-from zim_training.data.shards import DONE, ShardSet
+from zim_training.data.shards import DONE, Sample, ShardSet, read_range
+from zim_training.data.stream import ShardStream
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,26 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path, held_out: float) -> Source:
+def open_source(
+    path: Path, held_out: float, stream: int = 0, most_held_out: int = 32
+) -> Source | StreamedSource:
     """Open a folder of shards, a folder ``image`` + ``alpha``, any matting set, or a manifest.
 
+    Args:
+        path: where.
+        held_out: share of the pictures kept for validation.
+        stream: pictures mixed when shards are read from front to back; 0 reads at random.
+        most_held_out: of a stream, how many pictures to keep a list of.
+
     Raises:
-        ConfigError: nothing usable is there.
+        ConfigError: nothing usable is there, or a stream of something else than shards is asked.
     """
     if path.is_dir() and any(path.glob(f"*{DONE}")):
+        if stream:
+            return StreamedSource(path, held_out, stream, most_held_out)
         return _Shards(path, held_out)
+    if stream:
+        raise ConfigError(f"{path} holds no shards to stream; leave out --stream")
     return _Pictures(path, held_out)
 
 
@@ -65,16 +78,35 @@ class _Shards:
         self.train, self.held_out = _split([e["key"] for _, e in self.shards.entries], held_out)
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
-        sample = self.shards.read(number)
-        count = len(sample.meta["mattes"])
-        chosen = rng.permutation(count)[:mattes]
-        alphas = np.stack([sample.alpha(int(k)) for k in chosen])
-        # masks of a picture overlap (parts and wholes); three others are enough to click on
-        rest = [k for k in rng.permutation(count)[:6] if k not in chosen][:3]
-        other = np.zeros(alphas.shape[1:], bool)
-        for k in rest:
-            other |= sample.alpha(int(k)) > 0.5
-        return Picture(sample.image(), alphas, other & ~(alphas > 0.5))
+        return draw_mattes(rng, self.shards.read(number), mattes)
+
+
+def draw_mattes(rng: np.random.Generator, sample: Sample, mattes: int) -> Picture:
+    """Decode a picture of a shard with up to ``mattes`` of its mattes, drawn with ``rng``."""
+    count = len(sample.meta["mattes"])
+    chosen = rng.permutation(count)[:mattes]
+    alphas = np.stack([sample.alpha(int(k)) for k in chosen])
+    # masks of a picture overlap (parts and wholes); three others are enough to click on
+    rest = [k for k in rng.permutation(count)[:6] if k not in chosen][:3]
+    other = np.zeros(alphas.shape[1:], bool)
+    for k in rest:
+        other |= sample.alpha(int(k)) > 0.5
+    return Picture(sample.image(), alphas, other & ~(alphas > 0.5))
+
+
+class StreamedSource:
+    """Shards read from front to back; the held-out pictures by number."""
+
+    def __init__(self, folder: Path, held_out: float, buffer: int, most: int) -> None:
+        """Find the shards and the first ``most`` held-out pictures."""
+        self.shards = ShardStream(folder, buffer, held_out)
+        self.rows = self.shards.validation(most)
+        self.train: list[int] = []  # comes in the shards' order, not by number
+        self.held_out = list(range(len(self.rows)))
+
+    def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
+        """Read a held-out picture."""
+        return draw_mattes(rng, read_range(*self.rows[number]), mattes)
 
 
 class _Pictures:

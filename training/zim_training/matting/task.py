@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,20 @@ from zim.framing import Window
 from zim.geometry import Frame
 from zim.predictor import ZimPredictor
 from zim.prompts import mask_box
-from zim_training.loop import parameter_groups
+from zim_training.loop import Reader, parameter_groups
 from zim_training.losses import matte_loss
 from zim_training.matting.config import TrainConfig
-from zim_training.matting.prompting import box_prompt, padded, point_prompt
-from zim_training.matting.source import Source
+from zim_training.matting.corrections import correct, lone_clicks
+from zim_training.matting.prompting import (
+    box_prompt,
+    padded,
+    people_prompt,
+    point_prompt,
+)
+from zim_training.matting.source import Picture, Source, StreamedSource, draw_mattes
+
+#: a picture in the frame, h x w x 3 uint8, and for each of its mattes alpha, prompt and cues
+View = tuple[np.ndarray, list[dict[str, np.ndarray]]]
 
 FREEZABLE = ("image_encoder", "prompt_encoder")
 
@@ -105,7 +117,12 @@ def _switched(network: ZimConfig, config: TrainConfig) -> ZimConfig:
 class MatteTask:
     """Trains a network on a source and scores it on held-out pictures."""
 
-    def __init__(self, config: TrainConfig, source: Source, network: zim.Zim | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: Source | StreamedSource,
+        network: zim.Zim | None = None,
+    ) -> None:
         """Build the network, unless one is given."""
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
@@ -113,49 +130,77 @@ class MatteTask:
         self.model: nn.Module = self.network
         self.size = self.network.config.image_size
         self._recomputes = False
+        self.start = copy.deepcopy(self.network).requires_grad_(False) if config.hold else None
 
-    def samples(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
-        """Draw a batch of ``count`` pictures with a prompt for each matte."""
-        images, columns = [], {k: [] for k in ("points", "labels", "alpha", "cues", "owner")}
-        sizes, tries = [], 0
-        while len(images) < count:
+    @property
+    def streams(self) -> bool:
+        """Tell whether the source is read in order."""
+        return isinstance(self.source, StreamedSource)
+
+    def stream(self, reader: Reader) -> Iterator[dict[str, Tensor]]:
+        """Make a reader's batches from a stream of shards: a view of every picture, in order."""
+        assert isinstance(self.source, StreamedSource)
+        most, skip = self.config.masks_per_image, reader.done * reader.count
+        pictures = self.source.shards.read(reader.seed, reader.slot, reader.slots, skip)
+        for number in reader.numbers:
+            rng = np.random.default_rng((reader.seed, reader.slot, number))
+            views = []
+            for sample in itertools.islice(pictures, reader.count):
+                tries = (draw_mattes(rng, sample, most) for _ in range(4))
+                drawn = (self._view(rng, picture) for picture in tries)
+                view = next((v for v in drawn if v), None)
+                if view is None:  # small things only: go near one
+                    view = self._view(rng, draw_mattes(rng, sample, 1), near=2.0)
+                if view is None:
+                    raise ConfigError(f"{sample.key}: no matte is large enough to be seen")
+                views.append(view)
+            yield self._batch(views, rng)
+
+    def samples(self, rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
+        """Draw a picture with a prompt for each of its mattes by every ``rng``."""
+        return self._batch([self._draw(rng) for rng in rngs], rngs[0])
+
+    def _draw(self, rng: np.random.Generator) -> View:
+        assert not isinstance(self.source, StreamedSource)
+        for _ in range(50):
             number = self.source.train[int(rng.integers(len(self.source.train)))]
             picture = self.source.read(rng, number, self.config.masks_per_image)
-            view = self._view(rng, picture.rgb, picture.alphas, picture.others)
-            tries += 1
-            if view is None:
-                if tries > 50 * count:
-                    raise ConfigError("no matte is large enough to be seen at this image size")
-                continue
-            rgb, rows = view
-            image = np.zeros((self.size, self.size, 3), np.uint8)
+            if view := self._view(rng, picture):
+                return view
+        raise ConfigError("no matte is large enough to be seen at this image size")
+
+    def _batch(self, views: list[View], rng: np.random.Generator) -> dict[str, Tensor]:
+        images = np.zeros((len(views), self.size, self.size, 3), np.uint8)
+        for image, (rgb, _) in zip(images, views, strict=True):
             image[: rgb.shape[0], : rgb.shape[1]] = rgb
-            for row in rows:
-                for key, value in row.items():
-                    columns[key].append(value)
-                columns["owner"].append(len(images))
-            images.append(image)
-            sizes.append(rgb.shape[:2])
-        batch = {
-            "image": torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()),
-            "size": torch.tensor(sizes),
-            "owner": torch.tensor(columns["owner"]),
-            "points": torch.from_numpy(np.stack(columns["points"])),
-            "labels": torch.from_numpy(np.stack(columns["labels"])),
-            "alpha": torch.from_numpy(np.stack(columns["alpha"])[:, None]),
-        }
-        if columns["cues"]:
-            batch["cues"] = torch.from_numpy(np.stack(columns["cues"]))
+        rows = [row for _, some in views for row in some]
+        owner = [k for k, (_, some) in enumerate(views) for _ in some]
+        columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        batch = {key: torch.from_numpy(values) for key, values in columns.items()}
+        batch["image"] = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        batch["size"] = torch.tensor([rgb.shape[:2] for rgb, _ in views])
+        batch["owner"] = torch.tensor(owner)
+        if self.config.corrections:
+            batch["again"] = torch.tensor(rng.random() < self.config.corrections)
         return batch
 
-    def _view(
-        self, rng: np.random.Generator, rgb: np.ndarray, alphas: np.ndarray, others: np.ndarray
-    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]] | None:
-        """Bring a picture into the frame, mirror and tint it, prompt for its mattes."""
+    def _view(self, rng: np.random.Generator, picture: Picture, near: float = 0.0) -> View | None:
+        """Bring a picture into the frame, mirror and tint it, prompt for its mattes.
+
+        Args:
+            rng: source of randomness.
+            picture: with mattes.
+            near: cut out so many times the first matte's box; 0 leaves it to the network's framing.
+
+        Returns:
+            The view, or None where no matte is large enough to be seen.
+        """
+        rgb, alphas, others = picture.rgb, picture.alphas, picture.others
         framing = self.network.config.framing
-        if framing and rng.random() < 0.65:  # as the predictor's second look
+        if near or (framing and rng.random() < 0.65):  # as the predictor's second look
             box = mask_box(alphas[0], min(0.1, 0.5 * float(alphas[0].max())))
-            window = Window.around(box, rgb.shape[:2], framing * rng.uniform(0.85, 1.3))
+            factor = near or framing * rng.uniform(0.85, 1.3)
+            window = Window.around(box, (rgb.shape[0], rgb.shape[1]), factor)
             if window is not None:
                 rgb = window.crop(rgb)
                 alphas = np.stack([window.crop(a) for a in alphas[:1]])
@@ -176,12 +221,14 @@ class MatteTask:
                 small, rest = small[:, ::-1], rest[:, ::-1]
             if (small > 0.1).sum() < 12:
                 continue
-            if rng.random() < self.config.box:
+            if self.config.prompts == "people":
+                points, labels = people_prompt(rng, small, rest, self.size)
+            elif rng.random() < self.config.box:
                 points, labels = box_prompt(rng, small, self.config.jitter)
             else:
                 points, labels = point_prompt(rng, small, rest, self.config.single)
-            full = np.zeros((self.size, self.size), np.float32)
-            full[: small.shape[0], : small.shape[1]] = small
+            full = np.zeros((1, self.size, self.size), np.float32)
+            full[0, : small.shape[0], : small.shape[1]] = small
             row: dict[str, np.ndarray] = {"alpha": full}
             row["points"], row["labels"] = padded(points, labels)
             if self.network.config.cue_planes:
@@ -199,22 +246,31 @@ class MatteTask:
             self._recomputes = True
         inside = _inside(batch["size"], self.size)
         images = self.network.preprocess(batch["image"]) * inside
-        out = model(
-            images, batch["points"], batch["labels"], cues=batch.get("cues"),
-            image_index=batch["owner"],
-        )  # fmt: skip
+        lone = lone_clicks(batch["labels"])
+        mask = None
+        if batch.get("again"):
+            with torch.no_grad():
+                self.network.eval()  # a first answer leaves no trace in running statistics
+                before = self._answer(self.network, batch, images, None).logits[:, :1]
+                self.network.train()
+                self._hold_still()
+            batch, mask, lone = correct(batch, before, self.network.config.cue_planes > 0)
+        out = self._answer(model, batch, images, mask)
         logits, alpha, valid = out.logits.float(), batch["alpha"], inside[batch["owner"]]
         if c.resolution == "full":
             logits = F.interpolate(logits, alpha.shape[-2:], mode="bilinear", align_corners=False)
         else:
             factor = alpha.shape[-1] // logits.shape[-1]
             alpha, valid = F.avg_pool2d(alpha, factor), F.avg_pool2d(valid, factor)
-        losses = matte_loss(
-            logits, alpha, valid, gradient=c.gradient, entropy=c.entropy, overlap=c.overlap
-        )
-        labels = batch["labels"]
-        lone = ((labels == 1).sum(1) == 1) & ~((labels == 0) | (labels >= 2)).any(1)
-        total = losses[:, 0].mean()
+        weights = {"gradient": c.gradient, "entropy": c.entropy, "overlap": c.overlap}
+        losses = matte_loss(logits, alpha, valid, **weights)
+        first = losses[:, 0]
+        rows = torch.nonzero((batch["labels"] == 2).any(1))[:, 0]
+        if self.start is not None and len(rows):
+            held = self._held(batch, images, mask, rows, alpha.shape[-1])
+            still = matte_loss(logits[rows, :1], held, valid[rows], **weights)[:, 0]
+            first = first.index_put((rows,), (1 - c.hold) * first[rows] + c.hold * still)
+        total = first.mean()
         if c.multimask:
             total = total + c.multimask * (losses[:, 1:].min(1).values * lone).mean()
         else:  # keeps every parameter in the graph, which DDP counts on
@@ -226,6 +282,34 @@ class MatteTask:
             difference = (logits[:, :1].sigmoid() - alpha).abs() * valid
             l1 = difference.sum() / valid.sum()
         return total, {"l1": float(l1)}
+
+    def _answer(
+        self, model: nn.Module, batch: dict[str, Tensor], images: Tensor, mask: Tensor | None
+    ) -> Any:
+        return model(
+            images, batch["points"], batch["labels"], mask_input=mask, cues=batch.get("cues"),
+            image_index=batch["owner"],
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _held(
+        self,
+        batch: dict[str, Tensor],
+        images: Tensor,
+        mask: Tensor | None,
+        rows: Tensor,
+        side: int,
+    ) -> Tensor:
+        """Answer some prompts with the weights of the start, ``rows 1 side side`` alphas."""
+        assert self.start is not None
+        self.start = self.start.to(images.device).eval()
+        some = {k: batch[k][rows] for k in ("points", "labels", "cues") if k in batch}
+        some["owner"] = torch.arange(len(rows), device=images.device)
+        images, mask = images[batch["owner"][rows]], None if mask is None else mask[rows]
+        logits = self._answer(self.start, some, images, mask).logits[:, :1].float()
+        if logits.shape[-1] != side:
+            logits = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+        return logits.sigmoid()
 
     def _hold_still(self) -> None:
         """Put frozen parts, and batch norms on request, back into evaluation mode."""
@@ -277,6 +361,14 @@ class MatteTask:
             for key in (some[0] if some else ())
         }
         return scores, np.vstack(sheet) if sheet else None
+
+    def rank(self, scores: dict[str, float], first: dict[str, float]) -> float:
+        """Rate scores against the first: the mean ratio of the errors by box and by click.
+
+        A kind that grew counts four times: better clicks are no excuse for worse boxes.
+        """
+        ratios = [scores[k] / first[k] for k in ("box_mse", "point_mse") if first.get(k)]
+        return float(np.mean(ratios)) + 3 * max(0.0, max(ratios) - 1) if ratios else 1.0
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the averaged weights so that ``zim.load(folder)`` takes them."""
