@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ import zim
 from zim.errors import OutputError
 from zim_training import cli
 from zim_training.checkpoint import write_atomically
-from zim_training.loop import Loop, learning_rate
+from zim_training.loop import Loop, _Batches, learning_rate
 from zim_training.matting.config import PRESETS
+from zim_training.matting.corrections import correct
 from zim_training.matting.prompting import PAD, box_prompt, point_prompt
 from zim_training.matting.source import open_source
 from zim_training.matting.task import MatteTask
@@ -178,6 +180,103 @@ def test_two_micro_batches_are_one_batch(own: Path, tmp_path: Path) -> None:
     assert zim.load(tmp_path / "export").config.name == "tiny"
 
 
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2)])
+def test_batches_are_the_same_for_any_number_of_processes(
+    own: Path, world: int, accumulate: int
+) -> None:
+    task = MatteTask(TINY, open_source(own, 0.2))
+    step, whole = 5, _Batches(task, 0, 4, 0, 1, 1)[5]
+    count = 4 // (world * accumulate)
+    parts = [
+        _Batches(task, 0, count, rank, world, accumulate)[step * accumulate + part]
+        for part in range(accumulate)
+        for rank in range(world)
+    ]
+    for key in ("image", "points", "alpha"):
+        torch.testing.assert_close(torch.cat([p[key] for p in parts]), whole[key], rtol=0, atol=0)
+
+
+def test_a_correction_is_a_click_where_the_answer_is_wrong(own: Path) -> None:
+    """The answer of an untrained network with its mask: the click tells it what it missed."""
+    config = dataclasses.replace(TINY, corrections=1.0, box=1.0)
+    task = MatteTask(config, open_source(own, 0.2))
+    batch = task.samples([np.random.default_rng(k) for k in range(3)])
+    assert batch["again"]
+    logits = torch.full((3, 1, 32, 32), -4.0)
+    logits[1] = 4.0
+    h, w = batch["size"][2].tolist()
+    logits[2] = 8 * torch.nn.functional.avg_pool2d(batch["alpha"][2], 2) - 4
+    changed, mask, lone = correct(batch, logits, cues=False)
+    assert mask is logits
+    assert not lone.any()
+    for row, label in ((0, 1), (1, 0)):  # all missing: a positive click; all there: a negative one
+        new = torch.nonzero(changed["labels"][row] != batch["labels"][row])[:, 0]
+        assert changed["labels"][row, new].tolist() == [label]
+        x, y = changed["points"][row, new[0]].int().tolist()
+        assert (batch["alpha"][row, 0, y, x] > 0.5) == bool(label)
+        inside = batch["alpha"][row, 0, :h, :w].numpy() > 0.5
+        wrong = np.pad(inside if label else ~inside, 1).astype(np.uint8)
+        depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 5)[1:-1, 1:-1]
+        assert depth[y, x] == depth.max()
+    difference = (changed["labels"][2] != batch["labels"][2]).sum()
+    assert difference <= 1  # a nearly right answer may still be wrong in a pixel
+    loss, _ = task.loss(task.model, batch)
+    loss.backward()
+    weights = dict(task.network.named_parameters())
+    down = weights["prompt_encoder.mask_downscaling.0.weight"].grad
+    assert down is not None
+    assert down.abs().sum() > 0  # the mask was read
+
+
+def test_the_best_average_is_exported(own: Path, tmp_path: Path) -> None:
+    """A rate that wrecks the network: the start is what is kept, also after a second start."""
+    config = dataclasses.replace(TINY, rate=0.5, warm_up=1, eval_every=4, keep_best=True, steps=8)
+    task = MatteTask(config, open_source(own, 0.2))
+    start = {k: v.clone() for k, v in task.network.state_dict().items()}
+    ranks = iter([1.0, 0.9, 1.1, 0.9, 1.1])
+    task.rank = lambda scores, first: next(ranks)  # pyright: ignore[reportAttributeAccessIssue]
+    loop = Loop(task, config, tmp_path, "cpu")
+    loop.evaluate()
+    kept = loop.best["ema"]
+    torch.testing.assert_close(kept, start, check_dtype=False)
+    loop.fit()
+    loop.close()
+    assert loop.last_scores["best_step"] == 4
+    exported = zim.load(tmp_path / "export").state_dict()
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    for key, value in best["ema"].items():
+        torch.testing.assert_close(exported[key].float(), value.float())
+
+
+def test_worse_boxes_are_not_bought_with_better_clicks(own: Path) -> None:
+    rank = MatteTask(TINY, open_source(own, 0.2)).rank
+    first = {"box_mse": 50.0, "point_mse": 100.0}
+    assert rank(first, first) == 1
+    assert rank({"box_mse": 50.0, "point_mse": 60.0}, first) == pytest.approx(0.8)
+    assert rank({"box_mse": 60.0, "point_mse": 60.0}, first) > 1
+
+
+def test_held_boxes_ask_for_the_answer_of_the_start(own: Path) -> None:
+    """Before the first step both halves of a held box's loss meet the same answer."""
+    config = dataclasses.replace(
+        TINY, prompts="people", hold=0.5, multimask=0.0, quality=0.0, gradient=0.0
+    )
+    task = MatteTask(config, open_source(own, 0.2))
+    batch = task.samples([np.random.default_rng(k) for k in range(8)])
+    boxes = (batch["labels"] == 2).any(1)
+    assert 0 < boxes.sum() < 8
+    task.model.eval()
+    half = task.loss(task.model, batch)[0]
+    object.__setattr__(config, "hold", 0.0)
+    task.start = None
+    full = task.loss(task.model, batch)[0]
+    only = {k: v[~boxes] for k, v in batch.items() if k not in ("image", "size")}
+    only |= {"image": batch["image"], "size": batch["size"]}
+    clicks = task.loss(task.model, only)[0] * (~boxes).sum()
+    # the held half is the distance of an answer to itself: nothing
+    torch.testing.assert_close(half * 8, (full * 8 - clicks) / 2 + clicks, rtol=1e-4, atol=1e-4)
+
+
 def test_checkpointing_changes_nothing_but_memory(own: Path) -> None:
     batches, gradients = [], []
     for on in (False, True):
@@ -254,6 +353,14 @@ def test_wrong_sizes_are_found_before_training(
     assert "1 train matte; 2 malformed" in out
     assert "is 12 x 10, a.jpg is 96 x 72" in out
     assert "b.jpg: no matte of this name" in out
+    (tmp_path / "image/b.jpg").unlink()
+    for k in "cd":
+        (tmp_path / f"image/{k}.jpg").write_bytes((own / "image/1.jpg").read_bytes())
+        (tmp_path / f"alpha/{k}.png").write_bytes((own / "alpha/1.png").read_bytes())
+    run = ["--preset", "test", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert cli.main(["matte", *run, "--device", "cpu"]) == 1
+    assert "alpha/a.png is 12 x 10, a.jpg is 96 x 72" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert cli.main(["data", "check", str(own)]) == 0
 
 
@@ -269,13 +376,27 @@ def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_train(own: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_train(own: Path, tmp_path: Path, launcher: str) -> None:
+    """Two processes on the CPU; one goes on from their checkpoint with the same pictures."""
+    launch = {
+        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "-m"],
+        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module"],
+    }[launcher]
     flags = ["matte", "--preset", "test", "--data", str(own), "--steps", "6", "--device", "cpu"]
     out = tmp_path / "run"
-    subprocess.run([*launch, "zim_training.cli", *flags, "--output", str(out)], check=True)
+    flags += ["--save-every", "3", "--log-every", "1", "--output", str(out), "--threads", "1"]
+    subprocess.run([sys.executable, "-m", *launch, "zim_training.cli", *flags], check=True)
     assert json.loads((out / "env.json").read_text())["processes"] == 2
-    assert _lines(out)[-1]["step"] == 6
+    lines = _lines(out)
+    assert lines[-1]["step"] == 6
+    shutil.copy(out / "checkpoints" / "step_0000003.pt", out / "last.pt")
+    assert cli.main(flags) == 0
+    assert json.loads((out / "env.json").read_text())["processes"] == 1
+    two, one = ([r["loss"] for r in some if r.get("loss")] for some in (lines, _lines(out)))
+    assert two[:3] == one[:3]
+    # batch norms see two pictures or four, and every process logs its own loss
+    assert one[3:] == pytest.approx(two[3:], rel=0.5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from zim.errors import ConfigError, ImageError
 from zim.images import load_image, read_alpha
@@ -58,12 +58,36 @@ class MatteSample:
         else:
             with Image.open(self.alpha) as file:
                 alpha = (np.asarray(file) == self.value).astype(np.float32)
-        if alpha.shape != rgb.shape[:2]:
-            raise ImageError(
-                f"{self.alpha} is {alpha.shape[1]} x {alpha.shape[0]}, {self.image.name} is "
-                f"{rgb.shape[1]} x {rgb.shape[0]}; both must have one size"
-            )
+        self._compare((rgb.shape[1], rgb.shape[0]), (alpha.shape[1], alpha.shape[0]))
         return rgb, alpha
+
+    def check_sizes(self) -> None:
+        """Compare the sizes by the files' headers alone, where they tell.
+
+        Raises:
+            ImageError: they differ.
+        """
+        picture, matte = _header_size(self.image), _header_size(self.alpha)
+        if picture and matte:
+            self._compare(picture, matte)
+
+    def _compare(self, picture: tuple[int, int], matte: tuple[int, int]) -> None:
+        if picture != matte:
+            raise ImageError(
+                f"{self.alpha} is {matte[0]} x {matte[1]}, {self.image.name} is "
+                f"{picture[0]} x {picture[1]}; both must have one size"
+            )
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an upright picture; None where the header cannot be read."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            lies = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, ValueError, TypeError, SyntaxError):
+        return None
+    return (height, width) if lies else (width, height)
 
 
 @dataclass

@@ -15,6 +15,9 @@ from zim_training.data.readers import find_sets
 from zim_training.data.shards import DONE, Sample, ShardSet, read_range
 from zim_training.data.stream import ShardStream
 
+#: so many pictures' headers are read at the start; of larger sets, data check reads all
+CHECKED = 2000
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -119,6 +122,8 @@ class _Pictures:
             raise ConfigError(f"{bad[0]}{more}")
         if len(self.samples) < 2:
             raise ConfigError(f"{path} holds {len(self.samples)} pictures with mattes; expected 2+")
+        for sample in self.samples[:CHECKED]:  # before training, not in the middle of it
+            sample.check_sizes()
         tests = [k for k, s in enumerate(self.samples) if s.split == "test"]
         if tests and len(tests) < len(self.samples):
             self.train = [k for k, s in enumerate(self.samples) if s.split != "test"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import re
+import shlex
+import zlib
 from pathlib import Path
 
 from zim.output import atomic_write
@@ -30,14 +33,18 @@ button[aria-pressed=true]{background:#222;color:#fff}code{font-size:13px}
 <label>paints <select id="value"><option value="1">object</option><option value="0.5">half</option>
 <option value="0">background</option></select></label>
 <button id="save">Save review.json</button><span>then: <code>zim-train testset --review review.json
---output TITLE</code></span></header><main></main><script>
-const rows=ROWS, state={}, main=document.querySelector('main');
+--output COMMAND</code></span></header><main></main><script>
+const rows=ROWS, memory='zim-review-MARK', main=document.querySelector('main');
 const radius=document.getElementById('radius'), value=document.getElementById('value');
-function count(){const all=Object.values(state), yes=all.filter(s=>s.decision==='yes').length,
+let state={};  // kept by the browser, so that closing the page loses nothing
+try{state=JSON.parse(localStorage.getItem(memory))||{};}catch{}
+function keep(){try{localStorage.setItem(memory,JSON.stringify(state));}catch{}}
+function count(){keep();const all=Object.values(state),
+yes=all.filter(s=>s.decision==='yes').length,
 no=all.filter(s=>s.decision==='no').length;
 document.getElementById('count').textContent=
 `${yes} accepted, ${no} rejected, ${rows.length-yes-no} open`;}
-for(const r of rows){const s=state[r.key]={decision:null,level:r.level,strokes:[]};
+for(const r of rows){const s=state[r.key]??={decision:null,level:r.level,strokes:[]};
 const el=document.createElement('section');
 el.innerHTML=`<div class="pair"><img alt="picture ${r.image}" loading="lazy"
 src="FOLDER/img/${r.image}.png"><canvas width="${r.size[0]}" height="${r.size[1]}"
@@ -46,7 +53,8 @@ aria-label="matte ${r.key}, paint to repair"></canvas></div>
 </button><label>level <select><option>fine</option><option>coarse</option></select></label>
 <button data-undo>undo stroke</button><span>soft ${(100*r.soft).toFixed(0)} %</span></div>`;
 main.append(el);const canvas=el.querySelector('canvas'), ctx=canvas.getContext('2d');
-const level=el.querySelector('select');level.value=s.level;level.onchange=()=>s.level=level.value;
+const level=el.querySelector('select');level.value=s.level;
+level.onchange=()=>{s.level=level.value;keep();};
 const img=new Image();img.src=`FOLDER/matte/${r.key}.png`;
 function draw(){ctx.clearRect(0,0,canvas.width,canvas.height);ctx.drawImage(img,0,0);
 for(const k of s.strokes){const g=Math.round(255*k.alpha);ctx.strokeStyle=ctx.fillStyle=
@@ -65,7 +73,8 @@ canvas.onpointerup=()=>{now=null;decide('yes');};
 function decide(d){s.decision=d;el.className=d;for(const b of el.querySelectorAll('[data-d]'))
 b.setAttribute('aria-pressed',b.dataset.d===d);count();}
 for(const b of el.querySelectorAll('[data-d]'))b.onclick=()=>decide(b.dataset.d);
-el.querySelector('[data-undo]').onclick=()=>{s.strokes.pop();draw();};}
+el.querySelector('[data-undo]').onclick=()=>{s.strokes.pop();draw();keep();};
+if(s.decision)decide(s.decision);}
 count();document.getElementById('save').onclick=()=>{const accepted={};
 for(const[k,s]of Object.entries(state))if(s.decision==='yes')
 accepted[k]={level:s.level,strokes:s.strokes};
@@ -78,6 +87,9 @@ new Blob([JSON.stringify({accepted},null,1)],{type:'application/json'}));a.click
 def write_page(out: Path) -> Path:
     """Write ``review.html`` beside the candidates and return its path."""
     rows = json.dumps(read_candidates(out)).replace("<", "\\u003c")
-    text = _PAGE.replace("TITLE", html.escape(out.name)).replace("FOLDER", FOLDER)
-    atomic_write(out / "review.html", text.replace("ROWS", rows).encode())
+    values = {"TITLE": html.escape(out.name), "COMMAND": html.escape(shlex.quote(out.name))}
+    # decisions about other candidates are not taken over
+    values |= {"FOLDER": FOLDER, "ROWS": rows, "MARK": f"{zlib.crc32(rows.encode()):08x}"}
+    text = re.sub("|".join(values), lambda found: values[found[0]], _PAGE)
+    atomic_write(out / "review.html", text.encode())
     return out / "review.html"
