@@ -18,69 +18,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
-
-from zim import metrics
-from zim.errors import ImageError, ZimError
-from zim.evaluation.samples import inner_point
-from zim.prompts import Prompt, mask_box
-from zim.segmenters.classical import (
-    BAND_SHARE,
-    GRABCUT_ITERATIONS,
-    closed_form_alpha,
-    grabcut_mask,
+from matting_scores import (
+    CLASSICAL,
+    KINDS,
+    Kind,
+    Method,
+    Picture,
+    cell,
+    grey,
+    load_pictures,
+    mark_prompts,
+    markdown,
+    measure,
+    set_threads,
+    summarise,
+    zim_method,
 )
 
-Kind = Literal["box", "point"]
-KINDS: tuple[Kind, ...] = ("box", "point")
-METRICS = ("sad", "mse", "mae", "grad", "conn")
-REFERENCE = "GrabCut"  # every method is also compared with it, picture by picture
+from zim import metrics
+from zim.benchmarking import hardware_line, provenance
+from zim.errors import ZimError
+from zim.segmenters.classical import BAND_SHARE, GRABCUT_ITERATIONS
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_CELL = 180  # side of a contact sheet's cell
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture with its truth and its two prompts.
-
-    Attributes:
-        name: file stem.
-        root: which ``--root`` it comes from.
-        rgb: uint8 H x W x 3.
-        alpha: float32 H x W in [0, 1].
-        box: float32 x0, y0, x1, y1, right and bottom exclusive.
-        point: float32 x, y (pixel centre).
-    """
-
-    name: str
-    root: str
-    rgb: np.ndarray
-    alpha: np.ndarray
-    box: np.ndarray
-    point: np.ndarray
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named way from picture and prompt kind to an alpha (float H x W or bool)."""
-
-    name: str
-    answer: Callable[[Picture, Kind], np.ndarray]
-    kinds: tuple[Kind, ...] = KINDS
 
 
 @dataclass(frozen=True)
@@ -113,111 +81,14 @@ class Options:
     """seed of points and bootstrap"""
 
 
-def load_pictures(root: Path, max_side: int, seed: int, limit: int | None = None) -> list[Picture]:
-    """Read every pair of ``images/`` and ``alphas/`` under a root, sorted by name.
-
-    Raises:
-        ImageError: a folder, a partner or a readable file is missing.
-    """
-    alphas = sorted(p for p in (root / "alphas").glob("*") if p.suffix.lower() in _SUFFIXES)
-    if not alphas:
-        raise ImageError(f"{root} has no alphas/*.png; --root needs images/ and alphas/ inside")
-    pictures = []
-    for path in alphas[:limit]:
-        partners = [root / "images" / (path.stem + s) for s in _SUFFIXES]
-        image = next((p for p in partners if p.is_file()), None)
-        if image is None:
-            raise ImageError(f"{path.name} has no picture of the same stem in {root / 'images'}")
-        bgr, alpha = cv2.imread(str(image)), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if bgr is None or alpha is None:
-            raise ImageError(f"cannot read {image if bgr is None else path}")
-        alpha = alpha[..., -1] if alpha.ndim == 3 else alpha
-        rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-        truth = (alpha / (65535 if alpha.dtype == np.uint16 else 255)).astype(np.float32)
-        if truth.shape != rgb.shape[:2]:
-            raise ImageError(f"{path.name} and its picture differ in size")
-        pictures.append(make_picture(path.stem, root.name, rgb, truth, max_side, seed))
-    return pictures
-
-
-def make_picture(
-    name: str, root: str, rgb: np.ndarray, alpha: np.ndarray, max_side: int, seed: int
-) -> Picture:
-    """Scale a picture down to ``max_side`` and draw its prompts from the true alpha."""
-    height, width = alpha.shape
-    scale = max_side / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).clip(0, 1)
-    return Picture(name, root, rgb, alpha, mask_box(alpha, 0.1), inner_point(alpha, name, seed))
-
-
-def filled_box(picture: Picture, kind: Kind) -> np.ndarray:
-    """The box itself as a mask: what doing nothing scores. Bool H x W."""
-    mask = np.zeros(picture.alpha.shape, dtype=bool)
-    x0, y0, x1, y1 = picture.box.astype(int)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
-
-@lru_cache(maxsize=len(KINDS))
-def grabcut(picture: Picture, kind: Kind) -> np.ndarray:
-    """Run GrabCut from one of a picture's prompts; the last answers are kept. Bool H x W."""
-    size = (picture.alpha.shape[0], picture.alpha.shape[1])
-    asked = {"box": picture.box} if kind == "box" else {"points": [(*picture.point, 1)]}
-    return grabcut_mask(picture.rgb, Prompt.create(size, **asked))
-
-
-def grabcut_closed_form(picture: Picture, kind: Kind) -> np.ndarray:
-    """Closed-form matting round GrabCut's rim. Float H x W.
-
-    Its time comes on top of :func:`grabcut`'s, whose mask it finds ready.
-    """
-    return closed_form_alpha(picture.rgb, grabcut(picture, kind))
-
-
-CLASSICAL = (
-    Method("filled box", filled_box, ("box",)),
-    Method(REFERENCE, grabcut),
-    Method("GrabCut + closed form", grabcut_closed_form),
-)
-
-
-def zim_method(name: str, device: str, best_of_three: bool) -> Method:
-    """Load a model by name or path and wrap its predictor.
-
-    Raises:
-        ZimError: the model is unknown or has no weights.
-    """
-    import zim
-
-    predictor: Any = zim.ZimPredictor(zim.load(name, device=device))
-
-    def answer(picture: Picture, kind: Kind) -> np.ndarray:
-        predictor.set_image(picture.rgb)
-        if kind == "box":
-            mattes, _, _ = predictor.predict(box=picture.box, multimask_output=False)
-            return mattes[0]
-        mattes, scores, _ = predictor.predict(
-            point_coords=picture.point[None],
-            point_labels=np.ones(1, np.int64),
-            multimask_output=best_of_three,
-        )
-        return mattes[int(np.argmax(scores))]
-
-    # Reports are passed on, so a checkpoint's path is cut to its end.
-    return Method("/".join(Path(name).parts[-2:]), answer)
-
-
 def score(
     pictures: Sequence[Picture], methods: Sequence[Method], kinds: Sequence[Kind]
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, Kind, str], np.ndarray]]:
     """Run every method on every picture.
 
     Returns:
-        One record per answer (method, prompt, picture, root, seconds, the five metrics) and the
-        mattes by (method, prompt, root/picture).
+        The record of every answer (:func:`matting_scores.measure`) and the mattes by (method,
+        prompt, root/picture).
     """
     records, mattes = [], {}
     for number, picture in enumerate(pictures, 1):
@@ -225,73 +96,11 @@ def score(
             for method in methods:
                 if kind not in method.kinds:
                     continue
-                start = time.perf_counter()
-                alpha = method.answer(picture, kind)
-                seconds = time.perf_counter() - start
-                key = f"{picture.root}/{picture.name}"
-                mattes[method.name, kind, key] = alpha
-                records.append(
-                    {
-                        "method": method.name,
-                        "prompt": kind,
-                        "root": picture.root,
-                        "picture": picture.name,
-                        "seconds": seconds,
-                        **metrics.evaluate(alpha, picture.alpha),
-                    }
-                )
+                record, alpha = measure(method, picture, kind)
+                records.append(record)
+                mattes[method.name, kind, f"{picture.root}/{picture.name}"] = alpha
         print(f"{number}/{len(pictures)} {picture.name}", file=sys.stderr)
     return records, mattes
-
-
-def bootstrap(values: np.ndarray, seed: int, rounds: int = 10_000) -> tuple[float, float]:
-    """95 % percentile interval of the mean over pictures."""
-    picks = np.random.default_rng(seed).integers(len(values), size=(rounds, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summarise(records: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Mean and interval of each metric per method and prompt, and its wins over GrabCut by MSE."""
-    rows = []
-    order = dict.fromkeys((r["prompt"], r["method"]) for r in records)
-    for prompt, method in sorted(order, key=lambda pair: KINDS.index(pair[0])):
-        mine = [r for r in records if (r["prompt"], r["method"]) == (prompt, method)]
-        row: dict[str, Any] = {"prompt": prompt, "method": method, "n": len(mine)}
-        row["seconds"] = float(np.median([r["seconds"] for r in mine]))
-        for name in METRICS:
-            values = np.array([r[name] for r in mine])
-            low, high = bootstrap(values, seed)
-            row[name] = {"mean": float(values.mean()), "low": low, "high": high}
-        theirs = {
-            (r["root"], r["picture"]): r["mse"]
-            for r in records
-            if (r["prompt"], r["method"]) == (prompt, REFERENCE)
-        }
-        if theirs and method != REFERENCE:
-            gaps = np.array([r["mse"] - theirs[r["root"], r["picture"]] for r in mine])
-            low, high = bootstrap(gaps, seed)
-            row["mse_minus_grabcut"] = {"mean": float(gaps.mean()), "low": low, "high": high}
-            row["wins"] = int((gaps < 0).sum())
-        rows.append(row)
-    return rows
-
-
-def markdown(title: str, rows: Iterable[dict[str, Any]]) -> str:
-    """One table; a cell is the mean and its 95 % interval."""
-    head = ["prompt", "method", "n", *(m.upper() for m in METRICS)]
-    head += ["MSE minus GrabCut's", "better than GrabCut", "s/picture"]
-    lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [row["prompt"], row["method"], str(row["n"])]
-        gap = row.get("mse_minus_grabcut")
-        for value in [row[m] for m in METRICS] + [gap]:
-            cells.append(
-                f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value else "-"
-            )
-        cells += [f"{row['wins']}/{row['n']}" if gap else "-", f"{row['seconds']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def contact_sheet(
@@ -303,93 +112,32 @@ def contact_sheet(
         (kind, name) for kind in KINDS for name, k in used if k == kind
     ]
     titles = ["prompts", "truth", *(f"{kind}: {name}" for kind, name in columns)]
-    rows = [np.concatenate([_cell(None, title) for title in titles], axis=1)]
+    rows = [np.concatenate([cell(None, title) for title in titles], axis=1)]
     for picture in pictures:
-        shown = picture.rgb.copy()
-        x0, y0, x1, y1 = (int(v) for v in picture.box)
-        cv2.rectangle(shown, (x0, y0), (x1 - 1, y1 - 1), (255, 210, 0), 3)
-        centre = (int(picture.point[0]), int(picture.point[1]))
-        cv2.circle(shown, centre, max(shown.shape) // 60, (255, 40, 40), -1)
-        cells = [_cell(shown, picture.name), _cell(_grey(picture.alpha), "")]
+        cells = [cell(mark_prompts(picture), picture.name), cell(grey(picture.alpha), "")]
         for kind, name in columns:
             alpha = mattes.get((name, kind, f"{picture.root}/{picture.name}"))
             if alpha is None:
-                cells.append(_cell(None, "-"))
+                cells.append(cell(None, "-"))
             else:
-                cells.append(_cell(_grey(alpha), f"MSE {metrics.mse(alpha, picture.alpha):.1f}"))
+                cells.append(cell(grey(alpha), f"MSE {metrics.mse(alpha, picture.alpha):.1f}"))
         rows.append(np.concatenate(cells, axis=1))
     # The title row is cut to the height of its text.
     return np.concatenate([rows[0][-22:], *rows[1:]])
-
-
-def _grey(alpha: np.ndarray) -> np.ndarray:
-    return np.repeat(np.rint(np.float32(alpha) * 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _cell(image: np.ndarray | None, caption: str) -> np.ndarray:
-    cell = np.full((_CELL + 22, _CELL + 6, 3), 40, np.uint8)
-    if image is not None:
-        scale = _CELL / max(image.shape[:2])
-        width, height = (max(1, int(n * scale)) for n in (image.shape[1], image.shape[0]))
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        y, x = (_CELL - height) // 2, (_CELL + 6 - width) // 2
-        cell[y : y + height, x : x + width] = small
-    where = (3, _CELL + 15)
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(cell, caption, where, font, 0.36, (255, 255, 255), 1, cv2.LINE_AA)
-    return cell
 
 
 def conditions(options: Options) -> dict[str, Any]:
     """Commit, date, hardware, versions and settings: what a reader needs to repeat the run."""
     settings = ("max_side", "seed", "device", "threads", "best_of_three", "prompts")
     facts: dict[str, Any] = {
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": _hardware(options),
-        "python": platform.python_version(),
+        **provenance(),
+        "hardware": hardware_line(),
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "grabcut_iterations": GRABCUT_ITERATIONS,
         "band_share": BAND_SHARE,
     }
     return facts | {name: getattr(options, name) for name in settings}
-
-
-def _git(*arguments: str) -> str:
-    try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=_REPOSITORY, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()
-
-
-def _hardware(options: Options) -> str:
-    cores = cv2.getNumberOfCPUs()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-        name = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), name)
-    text = f"{name}, {cores} cores"
-    if options.models and options.device != "cpu":
-        import torch
-
-        if torch.cuda.is_available():
-            text += f", {torch.cuda.get_device_name()}"
-    return text
-
-
-def set_threads(count: int) -> None:
-    """Limit OpenCV and torch; 0 leaves both alone."""
-    if count > 0:
-        import torch
-
-        cv2.setNumThreads(count)
-        torch.set_num_threads(count)
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -420,7 +168,7 @@ def run(options: Options) -> dict[str, Any]:
         for p in group
     ]
     methods = list(CLASSICAL) if options.classical else []
-    methods += [zim_method(m, options.device, options.best_of_three) for m in options.models]
+    methods += [zim_method(m, options.device, options.best_of_three)[0] for m in options.models]
     names = [m.name for m in methods]
     if len(set(names)) < len(names):
         raise ZimError(

@@ -198,6 +198,11 @@ def rim_width(alpha: np.ndarray) -> float:
     return soft / (2 * np.sqrt(np.pi * max(1, np.count_nonzero(alpha > 0.05))))
 
 
+def is_fine(alpha: np.ndarray) -> bool:
+    """Decide whether a target counts as fine: a wide soft rim for its size."""
+    return rim_width(alpha) > FINE_RIM * max(alpha.shape)
+
+
 def choose(painter: Painter) -> Iterator[Case]:
     """Take seeds in order and keep what the rules keep, until every set is full."""
     left = dict(COUNTS)
@@ -231,7 +236,7 @@ def _target(index: int, alpha: np.ndarray, pair: list[np.ndarray], seed: tuple[i
         min(width, round(x1 + grow[2])),
         min(height, round(y1 + grow[3])),
     )
-    group = "fine" if rim_width(matte) > FINE_RIM * SIDE else "coarse"
+    group = "fine" if is_fine(matte) else "coarse"
     place = matte
     if pair and alpha is pair[1]:  # the whole is clicked beside its part
         place = np.where(pair[0] > 0, 0, matte).astype(np.float32)

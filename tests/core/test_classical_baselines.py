@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from zim.errors import ImageError, ZimError
+from zim.evaluation.samples import inner_point
 from zim.segmenters.classical import band_trimap
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "classical_baselines.py"
@@ -46,14 +47,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_prompts_come_from_the_true_alpha(bench: ModuleType, root: Path) -> None:
-    first, _ = bench.load_pictures(root, 800, seed=0)
+    first, _ = scores.load_pictures(root, 800, seed=0)
     # Alpha passes 0.1 at radius 26.2, so the disc spans 24..76 by 14..66, ends exclusive.
     np.testing.assert_array_equal(first.box, [24, 14, 77, 67])
     assert np.hypot(first.point[0] - 50, first.point[1] - 40) < 4
     np.testing.assert_array_equal(
-        bench.inner_point(first.alpha, "disc0", 0), bench.inner_point(first.alpha, "disc0", 0)
+        inner_point(first.alpha, "disc0", 0), inner_point(first.alpha, "disc0", 0)
     )
-    small = bench.load_pictures(root, 60, seed=0)[0]
+    small = scores.load_pictures(root, 60, seed=0)[0]
     assert small.rgb.shape == (45, 60, 3)
     assert small.alpha.shape == (45, 60)
 
@@ -66,9 +67,9 @@ def test_band_by_hand() -> None:
 
 
 def test_bootstrap_of_a_constant_is_the_constant(bench: ModuleType) -> None:
-    assert bench.bootstrap(np.full(7, 2.5), seed=0) == (2.5, 2.5)
+    assert scores.bootstrap(np.full(7, 2.5), seed=0) == (2.5, 2.5)
     values = np.array([0.0] * 50 + [1.0] * 50)
-    low, high = bench.bootstrap(values, seed=0)
+    low, high = scores.bootstrap(values, seed=0)
     # The mean of 100 coins has standard deviation 0.05.
     assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
     assert high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
@@ -110,7 +111,7 @@ def test_private_pictures_stay_out_of_the_repository(
 
 def test_missing_data_is_one_clear_line(bench: ModuleType, root: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="images/ and alphas/"):
-        bench.load_pictures(tmp_path / "nothing", 800, 0)
+        scores.load_pictures(tmp_path / "nothing", 800, 0)
     (root / "images" / "disc1.png").unlink()
     with pytest.raises(ImageError, match=r"disc1\.png"):
-        bench.load_pictures(root, 800, 0)
+        scores.load_pictures(root, 800, 0)
