@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,3 +23,11 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped although ZIM_REQUIRE_PARITY=1: {reason}"
     return report
+
+
+@pytest.fixture(scope="module")
+def benchmark_script() -> Generator[Callable[[str], ModuleType], None, None]:
+    """Import a script of ``benchmarks/`` by name; it finds its neighbours as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        yield importlib.import_module

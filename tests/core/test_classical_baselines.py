@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,14 +19,13 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "classical_baselines.py"
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("classical_baselines", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def bench(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("classical_baselines")
+
+
+@pytest.fixture(scope="module")
+def scores(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("matting_scores")
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def test_prompts_come_from_the_true_alpha(bench: ModuleType, root: Path) -> None:
+def test_prompts_come_from_the_true_alpha(scores: ModuleType, root: Path) -> None:
     first, _ = scores.load_pictures(root, 800, seed=0)
     # Alpha passes 0.1 at radius 26.2, so the disc spans 24..76 by 14..66, ends exclusive.
     np.testing.assert_array_equal(first.box, [24, 14, 77, 67])
@@ -66,7 +64,7 @@ def test_band_by_hand() -> None:
     np.testing.assert_array_equal(band_trimap(mask, 2), [[0, 0.5, 0.5, 0.5, 0.5, 1, 1, 1, 1]])
 
 
-def test_bootstrap_of_a_constant_is_the_constant(bench: ModuleType) -> None:
+def test_bootstrap_of_a_constant_is_the_constant(scores: ModuleType) -> None:
     assert scores.bootstrap(np.full(7, 2.5), seed=0) == (2.5, 2.5)
     values = np.array([0.0] * 50 + [1.0] * 50)
     low, high = scores.bootstrap(values, seed=0)
@@ -109,7 +107,7 @@ def test_private_pictures_stay_out_of_the_repository(
     assert not sheet.exists()
 
 
-def test_missing_data_is_one_clear_line(bench: ModuleType, root: Path, tmp_path: Path) -> None:
+def test_missing_data_is_one_clear_line(scores: ModuleType, root: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="images/ and alphas/"):
         scores.load_pictures(tmp_path / "nothing", 800, 0)
     (root / "images" / "disc1.png").unlink()
