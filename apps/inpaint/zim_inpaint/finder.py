@@ -20,6 +20,7 @@ from zim.prompts import Prompt, whole_frame
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
 from zim_inpaint.cover import COVER
+from zim_inpaint.ends import with_ends
 
 
 class Finder:
@@ -33,6 +34,7 @@ class Finder:
         device: str = "auto",
         dtype: str = "auto",
         refine: bool = False,
+        ends: bool = True,
     ) -> None:
         """Remember what to load.
 
@@ -42,9 +44,10 @@ class Finder:
             device: for both.
             dtype: for the model.
             refine: sharpen mattes at full resolution (ZIM models).
+            ends: add thin ends the matte missed (:mod:`zim_inpaint.ends`).
         """
         self._model, self._detector_name = model, detector
-        self._device, self._dtype, self._refine = device, dtype, refine
+        self._device, self._dtype, self._refine, self._ends = device, dtype, refine, ends
         self._segmenter: Segmenter | None = None
         self._detector: Any = None
 
@@ -75,6 +78,8 @@ class Finder:
         for prompt in asked:
             alpha, score = self._answer(prompt, (height, width))
             _check_clicks(alpha, prompt)
+            if self._ends:
+                alpha = with_ends(image, alpha, prompt)
             np.maximum(union, alpha, out=union)
             scores.append(score)
         return union, len(asked), min(scores)

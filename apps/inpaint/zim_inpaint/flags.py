@@ -45,6 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
     group.add_argument("--refine", action="store_true", help="sharpen soft parts of the matte")
+    group.add_argument(
+        "--ends",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="remove, fill: add thin ends of the object's colours that the matte missed [on]",
+    )
 
     group = parser.add_argument_group("what is repainted")
     group.add_argument("--background", metavar="COLOUR|FILE", help="for --mode replace")

@@ -71,6 +71,7 @@ class _Work:
             device=args.device,
             dtype=args.dtype,
             refine=args.refine,
+            ends=args.ends and args.mode != "replace",
         )
         self.filler: Filler | None = None
         if not (args.mode == "replace" and args.background):
