@@ -25,6 +25,7 @@ from PIL import Image
 import zim.segmenters
 from zim.benchmarking import hardware_line, provenance
 from zim.memory import peak_resident, reset_peak, resident
+from zim.testing import BoxFiller
 from zim_medical.cli import main as zim_medical
 from zim_medical.demo import blob, smooth_noise, soft
 
@@ -44,7 +45,7 @@ def main() -> None:
 
     def load_watched(name: str, **options: Any) -> Any:
         """Stand in for ``load_segmenter``: the command asks for its models there."""
-        inner = Filler() if args.model == "box" else load(name, **options)
+        inner = BoxFiller() if args.model == "box" else load(name, **options)
         watched.append(Watched(inner, max(1, args.slices // 5)))
         return watched[0]
 
@@ -98,22 +99,6 @@ class Watched:
             self.memory.append((resident(), peak_resident()))
             reset_peak()
         self.inner.set_image(image)
-
-
-class Filler:
-    """No network: fills the box it is given, so that everything but a model can be measured."""
-
-    def set_image(self, image: Any) -> None:
-        """Keep the size."""
-        self.size = image.shape[:2]
-
-    def predict(self, *_: Any, box: Any = None, **__: Any) -> Any:
-        """Answer with the box, or with nothing."""
-        matte = np.zeros((1, *self.size), np.float32)
-        if box is not None:
-            x0, y0, x1, y1 = (int(v) for v in box)
-            matte[0, y0 : y1 + 1, x0 : x1 + 1] = 1
-        return matte, np.ones(1), matte
 
 
 def write(root: Path, count: int, size: int) -> None:

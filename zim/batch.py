@@ -11,22 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from zim import plugins
 from zim._extras import require
 from zim._progress import track
 from zim.errors import ConfigError, ImageError, OutputError, PromptError, ZimError
 from zim.output import atomic_write
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zim.images import LoadedImage
+    from zim.protocols import Detector
+
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 SHARDS = ".shards"
 #: in every folder we write to: which settings its files come from
 RECIPE = f"{SHARDS}/recipe.json"
+#: what a manifest's line or object may ask with, and which of these may name a file
+_FILES = ("scribble", "mask")
+_PROMPTS = ("point", "bbox", *_FILES, "text")
+#: near misses that would otherwise be passed over as notes, and the whole picture matted
+_NEARLY = {"points", "box", "boxes", "bboxes", "prompt", "prompts", "clicks", "label", "labels"}
+_NEARLY |= {"scribbles", "masks", "object", "texts", "words"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Recipe:
         device: as for :func:`zim.load`.
         dtype: as for :func:`zim.load`.
         threads: of each process; sums depend on it in their last digit.
+        detector: entry point that finds the boxes of words; empty where no row asks with words.
     """
 
     model: str = "nano"
@@ -56,6 +71,7 @@ class Recipe:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 1
+    detector: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,8 @@ class Row:
     Attributes:
         name: of its files, relative to the output folder, without a suffix.
         image: file.
-        objects: prompts, each with ``point`` and ``bbox`` as in MicroMat-3K; empty for the whole
-            picture.
+        objects: prompts, each as for :func:`zim.prompt_json.read_entry`, or with ``text``; empty
+            for the whole picture.
         error: why the line of the manifest cannot be used.
     """
 
@@ -75,20 +91,34 @@ class Row:
     objects: tuple[dict[str, Any], ...] = field(default=())
     error: str | None = None
 
+    def stems(self) -> list[str]:
+        """Return what its files are called, without kind and suffix."""
+        count = len(self.objects)
+        return [self.name] if count < 2 else [f"{self.name}.{k}" for k in range(1, count + 1)]
+
 
 def read_rows(source: Path) -> list[Row]:
     """List a folder's pictures (with those in subfolders), or read a manifest.
 
-    A manifest's line is ``{"image": path}`` with, if wanted, ``name``, ``point``, ``bbox`` (or
-    several of these in ``objects``). Paths are relative to the manifest. A line that cannot be
-    used becomes a row with an error.
+    A manifest's line is ``{"image": path}`` with, if wanted, ``name`` and a prompt: ``point``,
+    ``bbox``, ``scribble`` (strokes, or a file), ``mask`` (a file) or ``text``, or several of these
+    in ``objects``. Paths are relative to the manifest. A line that cannot be used, or would write
+    the files of an earlier one, becomes a row with an error. In a folder, pictures that differ in
+    nothing but their suffix keep it in their name.
 
     Raises:
-        ImageError: nothing is there, or two rows would write the same files.
+        ImageError: nothing is there.
     """
     if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        rows = [Row(p.relative_to(source).with_suffix("").as_posix(), str(p)) for p in files]
+        # macOS puts a companion "._x.png" beside every "x.png" it copies
+        found = (p for p in source.rglob("*") if not p.name.startswith("."))
+        files = sorted(p for p in found if p.suffix.lower() in _SUFFIXES)
+        count = Counter(p.with_suffix("") for p in files)
+        rows = [
+            Row((p if count[q] > 1 else q).relative_to(source).as_posix(), str(p))
+            for p in files
+            for q in [p.with_suffix("")]
+        ]
     elif source.is_file():
         lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         rows = [_row(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
@@ -97,13 +127,13 @@ def read_rows(source: Path) -> list[Row]:
     if not rows:
         raise ImageError(f"{source} holds no pictures")
     taken: dict[str, str] = {}
-    for row in rows:
-        if row.name in taken:
-            raise ImageError(
-                f"{taken[row.name]} and {row.image} would both write {row.name}; "
-                "give them names in a manifest"
-            )
-        taken[row.name] = row.image
+    for number, row in enumerate(rows):
+        clash = next((stem for stem in row.stems() if stem in taken), None)
+        if clash is None:
+            taken |= dict.fromkeys(row.stems(), row.image)
+        elif row.error is None:
+            why = f"{taken[clash]} writes {clash} already; give it another name"
+            rows[number] = replace(row, name=f"line-{number + 1}", objects=(), error=why)
     return rows
 
 
@@ -111,21 +141,49 @@ def _row(line: str, number: int, manifest: Path) -> Row:
     fallback = f"line-{number}"
     try:
         data = json.loads(line)
-        image = str(data["image"])
+        image = data["image"]
+        if not isinstance(image, str) or not image:
+            raise TypeError("image is not a file's name")
         name = str(data.get("name") or PurePosixPath(image).stem)
+        if unknown := sorted(set(data) & _NEARLY):
+            raise KeyError(f"{unknown[0]}; expected {', '.join(_PROMPTS)} or objects")
         objects = data.get("objects")
+        one = {k: data[k] for k in _PROMPTS if data.get(k) is not None}
         if objects is None:
-            one = {k: data[k] for k in ("point", "bbox") if data.get(k) is not None}
             objects = [one] if one else []
-        if not all(isinstance(o, dict) for o in objects):
-            raise TypeError("objects are not JSON objects")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        elif one:
+            raise TypeError("objects and a prompt beside them; put it into objects")
+        if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
+            raise TypeError("objects are not a list of JSON objects")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"line {number} is not a JSON object with image ({type(error).__name__}: {error})"
         return Row(fallback, f"{manifest.name}:{number}", error=why)
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    outside = path.is_absolute() or ".." in path.parts or not path.name
+    if outside or path.parts[0] == SHARDS or "\0" in name:
         return Row(fallback, image, error=f"line {number}: name {name!r} leaves the output folder")
-    return Row(name, str(manifest.parent / image), tuple(objects))
+    beside = [
+        asked | {k: str(manifest.parent / v) for k in _FILES if isinstance(v := asked.get(k), str)}
+        for asked in objects
+    ]
+    return Row(path.as_posix(), str(manifest.parent / image), tuple(beside))
+
+
+def detector_of(rows: Sequence[Row]) -> str:
+    """Return the detector that rows with words need, or nothing.
+
+    Raises:
+        ZimError: they do, and none is installed.
+    """
+    if not any("text" in asked for row in rows for asked in row.objects):
+        return ""
+    known = plugins.names("zim.detectors")
+    if not known:
+        raise ZimError(
+            "rows with text need a detector, and none is installed; install the extra: "
+            "pip install 'zim-toolkit[grounded]'"
+        )
+    return known[0]
 
 
 def weights_hash(model: str) -> str:
@@ -160,6 +218,7 @@ class Worker:
         torch.set_num_threads(recipe.threads)
         cv2.setNumThreads(recipe.threads)
         self.recipe, self.output = recipe, Path(output)
+        self._detector: Detector | None = None
         self.model = load_segmenter(recipe.model, device=recipe.device, dtype=recipe.dtype)
 
     def shard(self, number: int, rows: Sequence[Row]) -> dict[str, Any]:
@@ -197,12 +256,14 @@ class Worker:
         return {"marker": done}
 
     def _one(self, row: Row) -> int:
+        from zim.images import load_image
         from zim.result import Kind
 
         encoded: list[tuple[Path, bytes]] = []
-        for k, asked in enumerate(row.objects or ({},), 1):
-            matte = self._matte(row, asked)
-            number = f".{k}" if len(row.objects) > 1 else ""
+        picture = load_image(row.image)
+        self.model.set_image(picture.rgb)
+        for stem, asked in zip(row.stems(), row.objects or ({},), strict=True):
+            matte = self._matte(picture, asked)
             for kind in self.recipe.formats:
                 data = matte.encode(
                     cast("Kind", kind),
@@ -211,27 +272,29 @@ class Worker:
                     background=self.recipe.background,
                     foreground=cast("Any", self.recipe.foreground),
                 )
-                encoded.append((self.output / f"{row.name}{number}.{kind}.png", data))
+                encoded.append((self.output / f"{stem}.{kind}.png", data))
         for path, data in encoded:  # all objects or none
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, data)
         return len(encoded)
 
-    def _matte(self, row: Row, asked: dict[str, Any]) -> Any:
-        from zim.api import matte
-        from zim.images import load_image
+    def _matte(self, picture: LoadedImage, asked: dict[str, Any]) -> Any:
+        """Answer one object of the picture that is set."""
+        from zim.api import best_matte
         from zim.predictor import ZimPredictor
-        from zim.prompts import Prompt
+        from zim.prompt_files import read_prompt
+        from zim.prompt_json import ObjectPrompt, read_entry
         from zim.result import Matte
 
-        points = [p for p in asked.get("point") or [] if len(p) < 3 or p[2] >= 0] or None
-        box = asked.get("bbox")
-        if isinstance(self.model, ZimPredictor):
-            return matte(row.image, points=points, box=box, model=self.model)
-        picture = load_image(row.image)
+        if "text" in asked:
+            asked = self._found(picture.rgb, asked)
         size = (picture.rgb.shape[0], picture.rgb.shape[1])
-        prompt = Prompt.create(size, points=points, box=box)
-        self.model.set_image(picture.rgb)
+        said = read_entry(asked, "the prompt") if asked else ObjectPrompt()
+        prompt = read_prompt(said, size)
+        if isinstance(self.model, ZimPredictor):
+            return best_matte(self.model, prompt, within=picture.alpha)
+        if prompt.mask is not None:
+            raise PromptError(f"{self.recipe.model} takes no mask; give another prompt")
         some = len(prompt.points) > 0
         alpha, scores, low = self.model.predict(
             point_coords=prompt.points if some else None,
@@ -242,17 +305,37 @@ class Worker:
         own = 1.0 if picture.alpha is None else picture.alpha
         return Matte(picture.rgb, alpha[0] * own, score=float(scores[0]), low_res=low[0])
 
+    def _found(self, rgb: np.ndarray, asked: dict[str, Any]) -> dict[str, Any]:
+        """Put the box of the best match in the place of words."""
+        words = asked["text"]
+        if not isinstance(words, str) or not words.strip() or "bbox" in asked:
+            raise PromptError(f"text {words!r}: expected words, and no bbox beside them")
+        if self._detector is None:
+            factory = plugins.find("zim.detectors", self.recipe.detector)
+            self._detector = factory(name=None, device=self.recipe.device)
+        detector = cast("Detector", self._detector)
+        found = detector.detect(rgb, [words])
+        if not found:
+            raise PromptError(f"nothing in the picture answers {words!r}")
+        best = max(found, key=lambda detection: detection.score)
+        return {k: v for k, v in asked.items() if k != "text"} | {"bbox": [*map(float, best.box)]}
+
 
 def rows_hash(rows: Sequence[Row]) -> str:
     """Hash what a shard's rows ask for, and the sizes of their pictures."""
     digest = hashlib.sha256()
     for row in rows:
-        try:
-            size = Path(row.image).stat().st_size
-        except OSError:
-            size = -1
-        digest.update(json.dumps([asdict(row), size], sort_keys=True).encode())
+        named = [o[k] for o in row.objects for k in _FILES if isinstance(o.get(k), str)]
+        sizes = [_size(file) for file in (row.image, *named)]
+        digest.update(json.dumps([asdict(row), sizes], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def marker_path(output: Path, number: int) -> Path:
@@ -289,7 +372,7 @@ def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     if overwrite:
         for marker in (output / SHARDS).glob("*.json"):
             marker.unlink()
-    if not path.is_file():
+    if overwrite or not path.is_file():
         atomic_write(path, data)
 
 

@@ -79,6 +79,27 @@ def disc(
     return np.clip((radius - distance) / softness + 0.5, 0, 1).astype(np.float32)
 
 
+class BoxFiller:
+    """A segmenter without a network: fills the box it is given, so that the rest can be measured.
+
+    Without a box it answers with nothing.
+    """
+
+    def set_image(self, image: Any) -> None:
+        """Keep the size."""
+        self.size = image.shape[:2]
+
+    def predict(
+        self, *_: Any, box: Any = None, **__: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
+        """Answer with one matte."""
+        matte = np.zeros((1, *self.size), np.float32)
+        if box is not None:
+            x0, y0, x1, y1 = (int(v) for v in box)
+            matte[0, y0 : y1 + 1, x0 : x1 + 1] = 1
+        return matte, np.ones(1), matte
+
+
 def meta_sam(package: Any, vit: ViTConfig, size: int) -> nn.Module:
     """Build Meta's network with its own classes, with random weights, to compare with.
 

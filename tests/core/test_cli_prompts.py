@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 from zim.commandline import OneLineParser, UsageError, shield_negative_numbers
 from zim.commands.prompt_flags import (
-    ObjectPrompt,
     add_prompt_flags,
     object_prompts,
     parse_box,
     parse_point,
-    read_prompts,
 )
 from zim.errors import PromptError
+from zim.prompt_json import ObjectPrompt, read_prompts
 
 
 def parse(*words: str) -> list[ObjectPrompt]:

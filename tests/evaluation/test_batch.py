@@ -5,15 +5,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 import zim
+from zim import plugins
 from zim.cli import main
-from zim.images import encode_alpha
-from zim.testing import picture, tiny_model
+from zim.images import encode_alpha, read_alpha
+from zim.protocols import Detection
+from zim.testing import disc, picture, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,93 @@ def test_manifest_with_prompts_objects_and_broken_lines(folder, tmp_path, model,
     assert made == ["clicks/a.alpha.png", "p00.1.alpha.png", "p00.2.alpha.png"]
 
 
+def test_scribbles_masks_and_words(folder, tmp_path, model, monkeypatch):
+    stroke = [[20, 18], [36, 22]]
+    cv2.imwrite(str(folder / "mask.png"), np.rint(255 * disc(40, 56)).astype(np.uint8))
+    (folder / "stroke.json").write_text(json.dumps(stroke))
+    rows = [
+        {"image": "p00.png", "name": "stroke", "scribble": stroke},
+        {"image": "p00.png", "name": "file", "scribble": "stroke.json"},
+        {"image": "p00.png", "name": "mask", "mask": "mask.png"},
+        {"image": "p00.png", "name": "words", "text": "a disc"},
+        {"image": "p00.png", "name": "nothing", "text": "a cat"},
+    ]
+    manifest = folder / "list.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+
+    class Finder:
+        def detect(self, image, phrases):
+            found = {"a disc": [((0, 0, 9, 9), 0.2), ((8, 4, 50, 36), 0.9)]}.get(phrases[0], [])
+            return [Detection(box, phrases[0], score) for box, score in found]
+
+    monkeypatch.setattr(plugins, "names", lambda group: ["finder"])
+    monkeypatch.setattr(plugins, "find", lambda group, name: lambda **_: Finder())
+    assert main(batch(manifest, tmp_path / "out", model)) == 1
+    (entry,) = (tmp_path / "out/failed.jsonl").read_text().splitlines()
+    assert "nothing in the picture answers 'a cat'" in json.loads(entry)["error"]
+    loaded = zim.load(model, device="cpu")
+    mask = read_alpha(folder / "mask.png")
+    wanted: dict[str, dict[str, Any]] = {
+        "stroke": {"scribble": stroke},
+        "file": {"scribble": stroke},
+        "mask": {"mask": mask},
+        "words": {"box": (8, 4, 50, 36)},
+    }
+    for name, asked in wanted.items():
+        want = zim.matte(folder / "p00.png", model=loaded, **asked)
+        assert (tmp_path / f"out/{name}.alpha.png").read_bytes() == encode_alpha(want.alpha)
+    (folder / "stroke.json").write_text("[[20, 18], [36, 22], [36, 30]]")  # asked anew
+    before = (tmp_path / "out/file.alpha.png").read_bytes()
+    assert main(batch(manifest, tmp_path / "out", model)) == 1
+    assert (tmp_path / "out/file.alpha.png").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"image": None}, "image is not a file's name"),
+        ({"image": "p00.png", "points": [[28, 20]]}, "points"),
+        ({"image": "p00.png", "objects": {"bbox": [1, 2, 3, 4]}}, "list of JSON objects"),
+        ({"image": "p00.png", "objects": [], "bbox": [1, 2, 30, 40]}, "put it into objects"),
+        ({"image": "p00.png", "objects": [{"box": [1, 2, 30, 40]}]}, "unknown key 'box'"),
+        ({"image": "p00.png", "point": 3}, "'point' is 3"),
+        ({"image": "p00.png", "point": [[10, 10, 0.7]]}, "not 0 or 1"),
+        ({"image": "p00.png", "bbox": [1, 2, 3, 10**400]}, "not finite"),
+        ({"image": "p00.png", "scribble": "gone.png"}, "gone.png"),
+        ({"image": "p00.png", "mask": [1]}, "not the name of a file"),
+        ({"image": "p00.png", "text": " "}, "expected words"),
+        ({"image": "p00.png", "name": "/abs"}, "leaves the output folder"),
+        ({"image": "p00.png", "name": ".shards/000000"}, "leaves the output folder"),
+        ({"image": "p02.png", "name": "good"}, "writes good already"),
+        ({"image": "p02.png", "name": "two.1"}, "writes two.1 already"),
+        ([1, 2], "JSON object"),
+    ],
+)
+def test_a_bad_line_is_named_and_stops_nothing(folder, tmp_path, line, said):
+    box = {"bbox": [4, 4, 50, 36]}
+    good = {"image": "p00.png", "name": "good", **box}
+    two = {"image": "p00.png", "name": "two", "objects": [box, box]}
+    manifest = folder / "list.jsonl"
+    manifest.write_text("\n".join(json.dumps(row) for row in (good, two, line)))
+    assert main(batch(manifest, tmp_path / "out", "grabcut")) == 1
+    (entry,) = (tmp_path / "out/failed.jsonl").read_text().splitlines()
+    assert said in json.loads(entry)["error"]
+    made = sorted(p.name for p in (tmp_path / "out").rglob("*.png"))
+    assert made == ["good.alpha.png", "two.1.alpha.png", "two.2.alpha.png"]
+
+
+def test_names_in_a_folder(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("a.png", "a.jpg", "näme ß.png", "b.tiff"):
+        data = cv2.imencode(Path(name).suffix, picture(40, 56)[..., ::-1])[1]
+        (root / name).write_bytes(data.tobytes())
+    (root / "._a.png").write_bytes(b"a companion of macOS")
+    assert main(batch(root, tmp_path / "out", "grabcut")) == 0
+    made = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
+    assert made == ["a.jpg.alpha.png", "a.png.alpha.png", "b.alpha.png", "näme ß.alpha.png"]
+
+
 def test_one_corrupt_picture_in_50_stops_nothing(tmp_path):
     root = pictures(tmp_path / "in", 50)
     (root / "p24.png").write_bytes((root / "p24.png").read_bytes()[:300])
@@ -115,6 +205,9 @@ def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, model,
     assert main(batch(folder, tmp_path / "out", model, "--bits", "16")) == 1
     assert "other settings" in capsys.readouterr().err
     assert main(batch(folder, tmp_path / "out", model, "--bits", "16", "--overwrite")) == 0
+    assert main(batch(folder, tmp_path / "out", model, "--bits", "16")) == 0  # now its settings
+    assert main(batch(folder, tmp_path / "out", model)) == 1
+    capsys.readouterr()
     assert main(batch(folder, folder, model)) == 1
     assert "not empty" in capsys.readouterr().err
 
@@ -124,6 +217,7 @@ def test_ranks_and_processes_write_the_same_bytes(folder, tmp_path, model, monke
     assert main(batch(folder, tmp_path / "two", model, "--processes", "2")) == 0
     assert files(tmp_path / "one") == files(tmp_path / "two")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(batch(folder, tmp_path / "one", model, "--overwrite")) == 2
     for rank in "10":
         monkeypatch.setenv("RANK", rank)
         assert main(batch(folder, tmp_path / "ranks", model)) == 0

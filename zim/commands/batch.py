@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="MANIFEST.jsonl|DIR",
         help='a folder of pictures, or lines {"image": path, "point": [[x,y,label]], "bbox": '
-        "[x0,y0,x1,y1]}; paths are relative to the manifest",
+        '[x0,y0,x1,y1], "scribble": strokes or file, "mask": file, "text": words}, each prompt if '
+        "wanted; paths are relative to the manifest",
     )
     parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
     parser.add_argument(
@@ -71,7 +73,12 @@ def run(args: argparse.Namespace) -> Report:
             device=args.device,
             dtype=args.dtype,
             threads=args.threads,
+            detector=batch.detector_of(rows),
         )
+        if args.overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                f"--overwrite: several ranks would delete each other's work; remove {output} first"
+            )
         batch.prepare(output, recipe, overwrite=args.overwrite)
     with timed(report.seconds, "matte"), progress_on_stderr():
         done = batch.run(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
 from zim.commands.outputs import FORMATS, Plan, Result, pending, plan_outputs
-from zim.commands.prompt_flags import ObjectPrompt, add_prompt_flags, object_prompts
+from zim.commands.prompt_flags import add_prompt_flags, object_prompts
 from zim.errors import ZimError
+from zim.prompt_json import ObjectPrompt
 
 if TYPE_CHECKING:
     from zim.commands.session import Answer, Look, Session

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from zim.commands.prompt_flags import read_json
 from zim.errors import PromptError
+from zim.prompt_json import read_json
 from zim_grounded.candidates import CandidateDetector, Found, Thresholds, cut_box
 from zim_grounded.phrases import plain
 

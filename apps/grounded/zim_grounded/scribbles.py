@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from zim.commands.prompt_flags import read_json
 from zim.errors import PromptError
 from zim.images import read_alpha
+from zim.prompt_json import read_json
 from zim.prompts import SCRIBBLE_POINTS, Prompt, scribble_points
 
 _EXPECTED = (

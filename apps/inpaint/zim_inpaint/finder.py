@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from zim import plugins
 from zim.api import best_matte
-from zim.commands.prompt_flags import ObjectPrompt
-from zim.commands.session import read_prompt
 from zim.errors import ImageError, PromptError, ZimError
 from zim.images import read_alpha
 from zim.predictor import ZimPredictor
+from zim.prompt_files import read_prompt
+from zim.prompt_json import ObjectPrompt
 from zim.prompts import Prompt, whole_frame
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter

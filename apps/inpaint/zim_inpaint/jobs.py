@@ -11,8 +11,9 @@ from typing import Any
 
 from zim.commandline import UsageError
 from zim.commands.outputs import FILE_SUFFIXES
-from zim.commands.prompt_flags import ObjectPrompt, object_prompts
+from zim.commands.prompt_flags import object_prompts
 from zim.errors import PromptError
+from zim.prompt_json import ObjectPrompt
 
 _KEYS = {"image", "points", "box", "matte", "object", "text"}
 #: pictures that are taken from a folder
