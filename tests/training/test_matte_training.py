@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ def data(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         before = {p.name: p.read_bytes() for p in lost.iterdir()}
         lost.rename(folder / "gone")
         list(packing.write_pack(collection, folder / "train", "train", 6, side=SIDE))
+        assert {p.name: p.read_bytes() for p in lost.iterdir()} == before
+        # and it is the same when other processes write it
+        lost.rename(folder / "gone_too")
+        list(packing.write_pack(collection, folder / "train", "train", 6, side=SIDE, workers=2))
         assert {p.name: p.read_bytes() for p in lost.iterdir()} == before
         with pytest.raises(ConfigError, match="other settings"):
             list(packing.write_pack(collection, folder / "train", "train", 6, seed=1, side=SIDE))
@@ -117,6 +122,64 @@ def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
     assert loaded.config == NETWORK
     for key, value in whole.ema.model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_prepared_ahead_change_nothing(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for workers in (0, 2):
+        config = MatteConfig(scenes=3, warm_up=1, workers=workers)
+        run = tmp_path / str(workers)
+        trainer = MatteTrainer(config, data, run, network=NETWORK)
+        losses[workers] = [trainer.train_step() for _ in range(5)]
+        trainer.batches.close()
+    assert losses[0] == losses[2]
+
+
+def test_a_state_goes_on_with_weights_average_and_step(data: Path, tmp_path: Path) -> None:
+    config = MatteConfig(steps=12, scenes=2, warm_up=2, eval_scenes=2)
+    first = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    for _ in range(4):
+        first.train_step()
+    first.save()
+    folder = tmp_path / "state"
+    assert cli.main(["bundle", str(tmp_path / "run"), "--state", str(folder)]) == 0
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 0.5 * (
+        (tmp_path / "run" / "last.pt").stat().st_size
+    )
+    onward = dataclasses.replace(config, init=str(folder))
+    second = MatteTrainer(onward, data, tmp_path / "next", network=NETWORK)
+    assert second.step == 4
+    assert second.ema.steps == first.ema.steps
+    for model, source in ((second.model, first.model), (second.ema.model, first.ema.model)):
+        for key, value in source.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+    # the moments are new, so the rate warms up again from here
+    second.train_step()
+    assert second.optimizer.param_groups[0]["lr"] < 0.6 * config.rate
+    (folder / "ema.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="readable state"):
+        MatteTrainer(onward, data, tmp_path / "broken", network=NETWORK)
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_the_steps_of_the_cpu(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        config = MatteConfig(scenes=3, warm_up=1, precision="float32")
+        run = tmp_path / device
+        trainer = MatteTrainer(config, data, run, network=NETWORK, device=device)
+        losses[device] = [trainer.train_step() for _ in range(3)]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-2)
+
+
+def test_a_slice_stops_and_goes_on(data: Path, tmp_path: Path) -> None:
+    config = MatteConfig(steps=3, scenes=2, warm_up=1, eval_scenes=2)
+    part = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    part.fit(stop_after=0.0)
+    assert part.step == 0
+    rest = MatteTrainer(config, data, tmp_path / "run", resume=True, network=NETWORK)
+    rest.fit()
+    assert rest.step == 3
 
 
 def test_the_untrained_network_answers_with_the_prior(data: Path, tmp_path: Path) -> None:

@@ -13,15 +13,23 @@ from zim_training.commands import ablate, convert, converter, data, detector, ma
 
 def _configure_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument(
+        "--state", metavar="DIR", help="also write what another machine needs to go on (--init DIR)"
+    )
 
 
 def _bundle(args: argparse.Namespace) -> Report:
-    if not args.output:
-        raise UsageError("bundle needs a folder for the files: --output DIR")
+    if not args.output and not args.state:
+        raise UsageError("bundle needs a folder for the files: --output DIR, or --state DIR")
     from zim_training.checkpoint import bundle
+    from zim_training.state import save_state
 
-    model, config = bundle(Path(args.run), Path(args.output))
-    outputs = {"model": str(model), "config": str(config)}
+    outputs: dict[str, str] = {}
+    if args.output:
+        model, config = bundle(Path(args.run), Path(args.output))
+        outputs |= {"model": str(model), "config": str(config)}
+    if args.state:
+        outputs |= {path.stem: str(path) for path in save_state(Path(args.run), Path(args.state))}
     return Report(outputs=outputs, lines=list(outputs.values()))
 
 

@@ -1,7 +1,7 @@
 """Train a small matting network on packs: one process, time-based schedule, exact resume.
 
 The schedule runs on training time, so ``--minutes`` is what the run takes whatever the machine.
-Which scenes a step sees depends on the seed and the step alone.
+Which scenes of a finished pack a step sees depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zim
+import zim.api
 from zim.benchmarking import cpu_flags
 from zim.config import ZimConfig, get_config
 from zim.cues import PRIOR_SCALE
 from zim.errors import ConfigError
 from zim_training import checkpoint
 from zim_training.data.loader import Batch, Pack
+from zim_training.data.prefetch import Lookahead
 from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
+from zim_training.state import is_state, load_state
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class MatteConfig:
     entropy: float = 0.3
     overlap: float = 0.3
     seed: int = 0
-    init: str = ""  # weights to start from, a name or path for zim.load; "" for random ones
+    workers: int = 0  # threads that prepare batches ahead; 0 prepares them in line
+    init: str = ""  # start from: a name or path for zim.load, or a state folder; "" is random
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 where the hardware has it
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
@@ -63,6 +67,7 @@ class MatteTrainer:
         run: Path,
         resume: bool = False,
         network: ZimConfig | None = None,
+        device: str = "cpu",
     ) -> None:
         """Build or resume a run.
 
@@ -72,6 +77,7 @@ class MatteTrainer:
             run: folder for checkpoints, log and sample sheets.
             resume: continue from ``run/last.pt``.
             network: in place of the preset's.
+            device: where to train, as for :func:`zim.load`.
 
         Raises:
             ConfigError: no pack, or the network takes no cues.
@@ -87,13 +93,25 @@ class MatteTrainer:
         torch.manual_seed(config.seed)
         self.model = zim.build(network, seed=config.seed)
         start_near_prior(self.model)
-        if config.init:
+        self.device = zim.api.choose_device(device)
+        self.half = computes_in_half(config.precision, self.device)
+        state = load_state(Path(config.init)) if config.init and is_state(config.init) else None
+        if state is not None:
+            _check_network(config.init, ZimConfig.from_dict(state["network"]), network)
+            self.model.load_state_dict(state["model"])
+        elif config.init:
             self.model.load_state_dict(initial_weights(config.init, network))
-        self.half = computes_in_half(config.precision)
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ema = checkpoint.Ema(self.model, config.ema)
+        if state is not None:
+            self.ema.model.load_state_dict(state["ema"])
+            self.ema.steps = state["ema_steps"]
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.decay), config.rate)
         self.step, self.seconds = 0, 0.0
+        self.warm_from = 0  # the optimiser's moments are new since this step
+        self.batches = Lookahead(self._batch, config.workers)
+        if state is not None:
+            self.step = self.warm_from = state["step"]
         if resume:
             self._load(checkpoint.read(run / "last.pt"))
 
@@ -103,11 +121,16 @@ class MatteTrainer:
             return min(1.0, self.step / self.config.steps)
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
-    def fit(self) -> None:
-        """Train to the end of the schedule, logging, evaluating and saving on the way."""
+    def fit(self, stop_after: float = math.inf) -> None:
+        """Train to the end of the schedule, logging, evaluating and saving on the way.
+
+        Args:
+            stop_after: minutes after which to stop for now; resuming goes on.
+        """
         saved = evaluated = logged = self.seconds
+        end = self.seconds + 60 * stop_after
         losses: list[float] = []
-        while self.progress() < 1.0:
+        while self.progress() < 1.0 and self.seconds < end:
             start = time.perf_counter()
             losses.append(self.train_step())
             self.seconds += time.perf_counter() - start
@@ -126,14 +149,20 @@ class MatteTrainer:
         self.save()
         if self.dev:
             self.evaluate()
+        self.batches.close()
+
+    def _batch(self, step: int) -> Batch:
+        """Draw the batch of a step."""
+        rng = np.random.default_rng((self.config.seed, step))
+        count = min(self.config.scenes, len(self.pack))
+        chosen = rng.choice(len(self.pack), count, replace=False)
+        return self.pack.batch(chosen.tolist(), rng)
 
     def train_step(self) -> float:
         """Draw a batch, take one optimiser step, return the mean loss of token 0."""
         config = self.config
-        rng = np.random.default_rng((config.seed, self.step))
-        chosen = rng.choice(len(self.pack), min(config.scenes, len(self.pack)), replace=False)
-        batch = self.pack.batch(chosen.tolist(), rng)
-        rate = learning_rate(config, self.step, self.progress())
+        batch = self.batches.get(self.step).to(self.device)
+        rate = learning_rate(config, self.step - self.warm_from, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -179,6 +208,7 @@ class MatteTrainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "warm_from": self.warm_from,
             "config": asdict(self.config),
             "network": self.model.config.to_dict(),
         }
@@ -190,6 +220,7 @@ class MatteTrainer:
         self.ema.steps = state["ema_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.warm_from = state.get("warm_from", 0)
 
     def _log(self, **record: object) -> None:
         shared = {"step": self.step, "minutes": round(self.seconds / 60, 2), "pack": len(self.pack)}
@@ -204,17 +235,23 @@ def initial_weights(name: str, network: ZimConfig) -> dict[str, Tensor]:
         CheckpointError: it is not there.
     """
     model = zim.load(name, device="cpu", dtype="float32")
-    if not isinstance(model, zim.Zim) or (
-        (model.config.encoder, model.config.decoder, model.config.cue_planes)
-        != (network.encoder, network.decoder, network.cue_planes)
-    ):
-        raise ConfigError(f"init {name!r} is another network than {network.name}")
+    if not isinstance(model, zim.Zim):
+        raise ConfigError(f"init {name!r} is an exported model and cannot be trained")
+    _check_network(name, model.config, network)
     return model.state_dict()
 
 
-def computes_in_half(precision: str) -> bool:
+def _check_network(name: str, found: ZimConfig, wanted: ZimConfig) -> None:
+    parts = [(c.encoder, c.decoder, c.cue_planes) for c in (found, wanted)]
+    if parts[0] != parts[1]:
+        raise ConfigError(f"init {name!r} is another network than {wanted.name}")
+
+
+def computes_in_half(precision: str, device: torch.device) -> bool:
     """Tell whether to train in bfloat16; a CPU without its instructions is far slower in it."""
     if precision == "auto":
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported()
         return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(cpu_flags()))
     return precision == "bf16"
 
@@ -226,7 +263,7 @@ def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, 
         Logits ``b 4 S/2 S/2``, quality ``b 4``, and the prompts' order (those with an earlier mask
         are decoded apart and come last).
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=half):
         images = model.preprocess(batch.image)  # pyright: ignore[reportCallIssue]
         images = padded_zero(images, batch).contiguous(memory_format=torch.channels_last)
         features = model.encode_image(images)  # pyright: ignore[reportCallIssue]
@@ -295,7 +332,8 @@ def score(
     rows: list[np.ndarray] = []
     for start in range(0, min(scenes, len(pack)), 8):
         numbers = list(range(start, min(start + 8, scenes, len(pack))))
-        batch = pack.batch(numbers)
+        device = next(model.parameters()).device
+        batch = pack.batch(numbers).to(device)
         logits, quality, order = forward(model, batch, half)
         alpha = F.avg_pool2d(batch.alpha, 2)[order, 0]
         valid = batch.inside[batch.scene[order], 0]
@@ -330,7 +368,7 @@ def score(
 
 def _row(batch: Batch, row: int, *mattes: Tensor) -> np.ndarray:
     picture = F.avg_pool2d(batch.image[batch.scene[row]][None], 2)[0]
-    image = np.ascontiguousarray(picture.permute(1, 2, 0).numpy().astype(np.uint8))
+    image = np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
     marks = zip(batch.points[row].tolist(), batch.labels[row].tolist(), strict=True)
     spots = [(x / 2, y / 2, label) for (x, y), label in marks if label >= 0]
     corners = [(round(x), round(y)) for x, y, label in spots if label >= 2]
@@ -340,5 +378,5 @@ def _row(batch: Batch, row: int, *mattes: Tensor) -> np.ndarray:
         if label < 2:
             colour = (0, 255, 0) if label else (255, 0, 0)
             cv2.circle(image, (round(x), round(y)), 2, colour, -1)
-    greys = [np.dstack([(m.numpy() * 255).astype(np.uint8)] * 3) for m in mattes]
+    greys = [np.dstack([(m.cpu().numpy() * 255).astype(np.uint8)] * 3) for m in mattes]
     return np.hstack([image, *greys])

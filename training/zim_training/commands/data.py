@@ -22,6 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=9600, metavar="N", help="training scenes")
     parser.add_argument("--dev-scenes", type=int, default=288, metavar="N", help="dev scenes")
     parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="synth: processes that draw scenes [1]"
+    )
+    parser.add_argument(
         "--most", type=int, default=0, metavar="N", help="check: open only about N samples a set"
     )
 
@@ -68,9 +71,13 @@ def _synth(args: argparse.Namespace) -> Report:
         raise UsageError("data synth needs a folder: zim-train data synth OUT")
     out = Path(target)
     with timed(report.seconds, "synth"):
-        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed):
+        for done in write_pack(
+            root, out / "dev", "dev", args.dev_scenes, args.seed, workers=args.workers
+        ):
             sys.stderr.write(f"\rdev: {done} shards")
-        for done in write_pack(root, out / "train", "train", args.scenes, args.seed):
+        for done in write_pack(
+            root, out / "train", "train", args.scenes, args.seed, workers=args.workers
+        ):
             sys.stderr.write(f"\rtrain: {done} shards")
     sys.stderr.write("\n")
     report.outputs["pack"] = str(out)

@@ -27,6 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=60.0, help="packs: schedule length [60]")
     parser.add_argument("--scenes", type=int, default=6, help="packs: scenes per step [6]")
+    parser.add_argument(
+        "--stop-after", type=float, default=float("inf"), metavar="MINUTES",
+        help="packs: stop for now after so long; --resume goes on",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="packs: continue the run in --output")
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
@@ -92,11 +96,12 @@ def _run_packs(args: argparse.Namespace) -> Report:
         init="" if init == "none" else init,
         precision=getattr(args, "precision", "auto"),
         ema=getattr(args, "ema", 0.998),
+        workers=getattr(args, "workers", 0),
     )
     run_dir, report = Path(args.output), Report(model=config.preset)
-    trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume)
+    trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume, device=args.device)
     with timed(report.seconds, "train"):
-        trainer.fit()
+        trainer.fit(args.stop_after)
     model = trainer.ema.model
     model.save_pretrained(run_dir / "export", half=True)  # pyright: ignore[reportCallIssue]
     report.outputs |= {"checkpoint": str(run_dir / "last.pt"), "model": str(run_dir / "export")}

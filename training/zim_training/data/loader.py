@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,13 @@ class Batch:
     scene: Tensor
     kind: Tensor
     size: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; pinned memory is copied while other work goes on."""
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if device.type == "cuda":
+            tensors = {name: t.pin_memory() for name, t in tensors.items()}
+        return Batch(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
     @property
     def single(self) -> Tensor:

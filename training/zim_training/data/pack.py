@@ -12,6 +12,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -53,9 +56,15 @@ def scene_prompts(scene: Scene, rng: np.random.Generator, frame: int) -> list[tu
 
 
 def write_pack(
-    root: Path, out: Path, split: Split, scenes: int, seed: int = 0, side: int = 256
+    root: Path,
+    out: Path,
+    split: Split,
+    scenes: int,
+    seed: int = 0,
+    side: int = 256,
+    workers: int = 1,
 ) -> Iterator[int]:
-    """Write the missing shards of a pack; yields the number of finished shards.
+    """Write the missing shards of a pack; yields the number of shards looked after so far.
 
     Args:
         root: the image collection (folder of ``index.csv``).
@@ -64,6 +73,7 @@ def write_pack(
         scenes: how many scenes in all.
         seed: another seed gives other scenes.
         side: of the model frame in pixels, a multiple of 4.
+        workers: processes; a shard is the same whoever writes it.
 
     Raises:
         ConfigError: the folder holds a pack of other settings.
@@ -77,14 +87,33 @@ def write_pack(
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
     info.write_text(json.dumps(meta, indent=1) + "\n")
     (out / "splits.json").write_text(json.dumps(split_table(root), indent=1) + "\n")
-    maker = SceneMaker(root, split, side)
-    for number in range(-(-scenes // SHARD)):
-        folder = out / f"shard_{number:05d}"
-        if not folder.exists():
-            size = min(SHARD, scenes - number * SHARD)
-            first = (seed, _SPLIT_SEED[split], number)
-            _write_shard(maker, folder, [(*first, k) for k in range(size)])
-        yield number + 1
+    missing = [
+        (number, min(SHARD, scenes - number * SHARD))
+        for number in range(-(-scenes // SHARD))
+        if not (out / f"shard_{number:05d}").exists()
+    ]
+    job = partial(_shard_job, root, out, split, seed, side)
+    if workers <= 1:
+        yield from (done + 1 for done, _ in enumerate(map(job, missing)))
+        return
+    # spawned, not forked: OpenCV's and BLAS's threads do not survive a fork
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(job, missing)):
+            yield done + 1
+
+
+@lru_cache(maxsize=1)
+def _maker(root: Path, split: Split, side: int) -> SceneMaker:
+    cv2.setNumThreads(1)
+    return SceneMaker(root, split, side)
+
+
+def _shard_job(
+    root: Path, out: Path, split: Split, seed: int, side: int, shard: tuple[int, int]
+) -> None:
+    number, size = shard
+    seeds = [(seed, _SPLIT_SEED[split], number, k) for k in range(size)]
+    _write_shard(_maker(root, split, side), out / f"shard_{number:05d}", seeds)
 
 
 def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) -> None:
