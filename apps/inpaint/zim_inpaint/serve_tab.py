@@ -38,11 +38,14 @@ class RemoveTab:
     def run(self, request: TabRequest) -> TabResult:
         """Return the picture without the objects."""
         from zim_inpaint import inpaint
+        from zim_inpaint.ends import with_ends
 
-        values = request.values
+        values, alpha = request.values, request.alpha
+        if values["mode"] != "replace":
+            alpha = with_ends(request.image, alpha)
         result = inpaint(
             request.image,
-            request.alpha,
+            alpha,
             mode=values["mode"],
             backend=values["backend"],
             text=values["text"] or None,
