@@ -68,11 +68,16 @@ def test_a_tiny_folder_is_scored_and_the_target_takes_no_part(tmp_path, capsys):
     assert 0 <= item["metrics"]["iou"] <= 100
     assert item["metrics"]["paper_SAM"] == 84.9
     assert report["metrics"]["targets"] == 1
-    log = (out / "fern" / "views.csv").read_text()
+    log = (out / "fern" / "nano" / "views.csv").read_text()
     assert "IMG_4020,prompt" in log
     assert "IMG_4023" not in log
-    prompt = json.loads((out / "fern" / "prompts.json").read_text())
+    prompt = json.loads((out / "fern" / "nano" / "prompts.json").read_text())
     assert {label for *_, label in prompt["point"]} == {0, 1}
+    table = (out / "nvos.md").read_text()
+    assert "seed 0" in table
+    row = next(line for line in table.splitlines() if line.startswith("| fern"))
+    assert row.endswith("| 84.9 | 86.6 |")
+    assert f"{item['metrics']['iou']:.1f}" in row
 
 
 def test_a_folder_without_targets_is_a_usage_error(tmp_path, capsys):

@@ -29,7 +29,23 @@ def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> Non
         metavar="N",
         help="pictures are made N times smaller [4]",
     )
+    group = parser.add_argument_group("radiance field")
+    group.add_argument(
+        "--backend",
+        choices=("auto", "grid", "nerfstudio"),
+        default="auto",
+        help="grid: our voxels; auto: nerfstudio on a GPU where it is installed, else grid [auto]",
+    )
     group.add_argument("--steps", type=positive_int, metavar="N", help="training steps")
+    group.add_argument(
+        "--method", default="nerfacto", metavar="NAME", help="of nerfstudio [nerfacto]"
+    )
+    group.add_argument(
+        "--load-config",
+        metavar="FILE",
+        help="config.yml of a run that nerfstudio trained on this capture, instead of training "
+        "(it can run code: only files you trust)",
+    )
     group = parser.add_argument_group("prompt (pixels of the view at its working size)")
     group.add_argument("--view", metavar="N|NAME", help="where the prompt is [first training view]")
     group.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y[,LABEL]")
@@ -77,6 +93,9 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nvos", required=True, metavar="ROOT", help="folder of the NVOS labels")
     parser.add_argument(
         "--targets", nargs="+", metavar="NAME", help="some of the eight [all there]"
+    )
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="several to compare, on the same fields"
     )
     _configure(parser, "nvos")
 
@@ -140,6 +159,19 @@ def _export(args: argparse.Namespace) -> Report:
     return work.finish(scene)
 
 
+def _view_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("page")
+    group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
+    group.add_argument("--port", type=positive_int, default=8080, metavar="N", help="port [8080]")
+    _configure(parser, "synthetic")
+
+
+def _view(args: argparse.Namespace) -> Report:
+    from zim_sa3d.view import serve
+
+    return serve(args)
+
+
 ALL = Command(
     "zim-sa3d",
     "segment an object in a 3D scene from prompts in one view; steps on their own: prepare, train, "
@@ -157,7 +189,7 @@ COMMANDS = (
     Command("export", "the same as render", _configure, _export),
     Command("eval", "score on NVOS", _eval_flags, _eval),
     Command("demo", "the whole chain on the built-in scene", _demo, run),
-    Command("view", "look at the object in the browser"),
+    Command("view", "look at the object and click prompts in the browser", _view_flags, _view),
 )
 
 

@@ -16,9 +16,8 @@ from zim.metrics import mse
 from zim.output import atomic_write, save_alpha, save_rgb
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
-from zim_sa3d import export
-from zim_sa3d.field import psnr, render_view
-from zim_sa3d.grid_field import GridField, GridSettings, train_grid
+from zim_sa3d import backends, export
+from zim_sa3d.field import RadianceField, psnr, render_view
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
 from zim_sa3d.presets import POINTS
@@ -52,20 +51,26 @@ class Run:
         self.report.outputs["scene"] = str(inner / "transforms.json")
         return found
 
-    def field(self, scene: Scene) -> GridField:
+    def field(self, scene: Scene) -> RadianceField:
         """Train the field, or load it if that was done before."""
+        args, path = self.args, self.folder / "field.json"
+        device = backends.device_of(args.device)
         with timed(self.report.seconds, "train"):
-            if (self.folder / "field.json").is_file() and not self.args.overwrite:
-                field = GridField.load(self.folder)
+            if path.is_file() and not args.overwrite:
+                field = backends.load(self.folder, device)
             else:
-                wanted = self.args.steps
-                settings = GridSettings()
-                if wanted is not None:
-                    first = max(1, wanted // 3)
-                    settings = GridSettings(steps=(first, max(1, wanted - first)))
-                field = train_grid(scene, settings, self.args.seed)
-                field.save(self.folder)
-        self.report.outputs["field"] = str(self.folder / "field.safetensors")
+                field = backends.train(
+                    scene,
+                    self.folder,
+                    backend=args.backend,
+                    device=device,
+                    steps=args.steps,
+                    seed=args.seed,
+                    method=args.method,
+                    load_config=Path(args.load_config).expanduser() if args.load_config else None,
+                )
+        self.report.outputs["field"] = str(path)
+        self.report.metrics["backend"] = field.backend
         with timed(self.report.seconds, "measure"):
             held = scene.held_out or scene.train[:1]
             values = [
@@ -121,7 +126,7 @@ class Run:
     def segment(
         self,
         scene: Scene,
-        field: GridField,
+        field: RadianceField,
         prompt: ScenePrompt | None = None,
         views: list[int] | None = None,
     ) -> Segmentation:
@@ -169,7 +174,7 @@ class Run:
         self.report.metrics["voxels_removed"] = done.removed
         return done
 
-    def measure(self, scene: Scene, field: GridField, grid: MaskGrid) -> None:
+    def measure(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:
         """Compare with the true mattes of the object, in views that were held out."""
         name = self.args.object
         if name not in scene.objects or not scene.held_out:
@@ -190,7 +195,7 @@ class Run:
             "thresholded_mse": round(float(np.mean(hard_error)), 4),
         }
 
-    def write(self, scene: Scene, field: GridField, grid: MaskGrid) -> None:
+    def write(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:
         """Write pictures, points, mesh and turntable."""
         with timed(self.report.seconds, "render"):
             paths = export.write_views(self.folder, scene, field, grid, self.args.readout)

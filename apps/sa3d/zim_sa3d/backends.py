@@ -1,0 +1,95 @@
+"""Which radiance field a run uses: our voxels, or what nerfstudio trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from zim.errors import CheckpointError
+from zim_sa3d.field import RadianceField
+from zim_sa3d.grid_field import GridField, GridSettings, train_grid
+from zim_sa3d.scene import Scene
+
+Backend = Literal["auto", "grid", "nerfstudio"]
+
+
+def device_of(name: str) -> str:
+    """Return the device for a flag's value; ``auto`` is the GPU if there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def choose(backend: Backend, device: str) -> Backend:
+    """Return what ``auto`` stands for: nerfstudio on a GPU where it is installed, else voxels."""
+    if backend != "auto":
+        return backend
+    there = importlib.util.find_spec("nerfstudio") is not None
+    return "nerfstudio" if device.startswith("cuda") and there else "grid"
+
+
+def train(
+    scene: Scene,
+    folder: Path,
+    *,
+    backend: Backend,
+    device: str,
+    steps: int | None,
+    seed: int,
+    method: str = "nerfacto",
+    load_config: Path | None = None,
+) -> RadianceField:
+    """Train a field on the scene in ``folder/scene``, or take a trained run; note it in ``folder``.
+
+    Args:
+        scene: prepared; its held-out views are not looked at.
+        folder: of the run.
+        backend: see :func:`choose`.
+        device: of nerfstudio's models; voxels are trained on the CPU.
+        steps: as many as the method is meant to make if None.
+        seed: of everything random.
+        method: one of nerfstudio's.
+        load_config: ``config.yml`` of a run that nerfstudio trained on this capture.
+    """
+    if choose(backend, device) == "nerfstudio" or load_config is not None:
+        from zim_sa3d.nerfstudio_field import NerfstudioField
+        from zim_sa3d.nerfstudio_runs import train_run
+
+        if load_config is None:
+            load_config = train_run(
+                folder / "scene", folder, method=method, steps=steps, device=device, seed=seed
+            )
+        return NerfstudioField.adopt(load_config, scene, folder, device)
+    settings = GridSettings()
+    if steps is not None:
+        first = max(1, steps // 3)
+        settings = GridSettings(steps=(first, max(1, steps - first)))
+    field = train_grid(scene, settings, seed)
+    field.save(folder)
+    return field
+
+
+def load(folder: Path, device: str) -> RadianceField:
+    """Read the field that :func:`train` wrote, whichever it is.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / "field.json"
+    try:
+        backend = json.loads(path.read_text(encoding="utf-8")).get("backend")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} holds no trained field; run zim-sa3d train first"
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged; train again with --overwrite") from error
+    if backend == "nerfstudio":
+        from zim_sa3d.nerfstudio_field import NerfstudioField
+
+        return NerfstudioField.load(folder, device)
+    return GridField.load(folder)
