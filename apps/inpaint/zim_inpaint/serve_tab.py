@@ -41,7 +41,7 @@ class RemoveTab:
         from zim_inpaint.ends import with_ends
 
         values, alpha = request.values, request.alpha
-        if values["mode"] != "replace":
+        if alpha is not None and values["mode"] != "replace":
             alpha = with_ends(request.image, alpha)
         result = inpaint(
             request.image,
