@@ -250,10 +250,10 @@ def test_the_best_average_is_exported(own: Path, tmp_path: Path) -> None:
 
 def test_worse_boxes_are_not_bought_with_better_clicks(own: Path) -> None:
     rank = MatteTask(TINY, open_source(own, 0.2)).rank
-    first = {"box_mse": 50.0, "point_mse": 100.0}
+    first = {"box_mse": 50.0, "point_mse": 100.0, "middle_mse": 80.0}
     assert rank(first, first) == 1
-    assert rank({"box_mse": 50.0, "point_mse": 60.0}, first) == pytest.approx(0.8)
-    assert rank({"box_mse": 60.0, "point_mse": 60.0}, first) > 1
+    assert rank(first | {"point_mse": 70.0}, first) == pytest.approx(0.9)
+    assert rank(first | {"box_mse": 60.0, "point_mse": 70.0}, first) > 1
 
 
 def test_held_boxes_ask_for_the_answer_of_the_start(own: Path) -> None:
@@ -379,9 +379,11 @@ def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_train(own: Path, tmp_path: Path, launcher: str) -> None:
     """Two processes on the CPU; one goes on from their checkpoint with the same pictures."""
+    # accelerate launch --cpu starts one process without MPI; --multi_gpu is its torchrun
+    accelerate = ["--multi_gpu", "--num_machines", "1", "--num_processes"]
     launch = {
         "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "-m"],
-        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module"],
+        "accelerate": ["accelerate.commands.launch", *accelerate, "2", "--module"],
     }[launcher]
     flags = ["matte", "--preset", "test", "--data", str(own), "--steps", "6", "--device", "cpu"]
     out = tmp_path / "run"

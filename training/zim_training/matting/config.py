@@ -67,8 +67,8 @@ PRESETS = {
     "paper": TrainConfig(init="sam", multimask=0.0, quality=0.0),
     "default": TrainConfig(init="sam", new_rate=10.0),
     "finetune": TrainConfig(
-        model="nano", init="nano", freeze_norm=True, batch=4, steps=60, rate=1e-4, warm_up=5,
-        decay=0.02, ema=0.95, workers=0, save_every=20, eval_every=20, log_every=10, held_out=0.2,
+        model="nano", init="nano", freeze_norm=True, batch=4, steps=60, rate=3e-5, warm_up=5,
+        decay=0.02, ema=0.95, workers=0, save_every=20, eval_every=10, log_every=10, held_out=0.2,
         # prompts and losses nano was trained with, and boxes held: they are good at the start
         prompts="people", hold=0.5, keep_best=True,
         gradient=2.0, entropy=0.3, overlap=0.3, resolution="stride2", multimask=0.3, quality=0.1,

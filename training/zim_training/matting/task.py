@@ -29,7 +29,7 @@ from zim.prompts import mask_box
 from zim_training.loop import Reader, parameter_groups
 from zim_training.losses import matte_loss
 from zim_training.matting.config import TrainConfig
-from zim_training.matting.corrections import correct, lone_clicks
+from zim_training.matting.corrections import correct, deepest, lone_clicks
 from zim_training.matting.prompting import (
     box_prompt,
     padded,
@@ -40,6 +40,9 @@ from zim_training.matting.source import Picture, Source, StreamedSource, draw_ma
 
 #: a picture in the frame, h x w x 3 uint8, and for each of its mattes alpha, prompt and cues
 View = tuple[np.ndarray, list[dict[str, np.ndarray]]]
+
+#: scores that decide which average is best
+RANKED = ("box_mse", "point_mse", "middle_mse")
 
 FREEZABLE = ("image_encoder", "prompt_encoder")
 
@@ -327,10 +330,10 @@ class MatteTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], np.ndarray | None]:
-        """Score box and single-click prompts on held-out pictures, through the predictor."""
+        """Score a box, a click anywhere and one in the middle on held-out pictures."""
         assert isinstance(model, zim.Zim)
         predictor = ZimPredictor(model.eval())
-        rows: dict[str, list[dict[str, float]]] = {"box": [], "point": []}
+        rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in ("box", "point", "middle")}
         sheet = []
         for number in self.source.held_out[: self.config.eval_samples]:
             rng = np.random.default_rng((number, 5))
@@ -339,12 +342,14 @@ class MatteTask:
             predictor.set_image(picture.rgb)
             box, _ = box_prompt(rng, alpha, 0.0)
             click, labels = point_prompt(rng, alpha, picture.others[0], 1.0)
-            answers = {
-                "box": predictor.predict(box=box.reshape(4), multimask_output=False)[0][0],
-                "point": predictor.predict(
-                    click[labels == 1], labels[labels == 1], multimask_output=False
-                )[0][0],
+            middle = deepest(alpha > min(0.5, 0.5 * float(alpha.max())))
+            prompts = {
+                "box": {"box": box.reshape(4)},
+                "point": {"points": click[labels == 1], "labels": [1]},
+                "middle": {"points": [middle], "labels": [1]},
             }
+            found = predictor.predict_batch(list(prompts.values()))[0][:, 0]
+            answers = dict(zip(prompts, found, strict=True))
             for kind, answer in answers.items():
                 rows[kind].append(
                     {
@@ -363,11 +368,11 @@ class MatteTask:
         return scores, np.vstack(sheet) if sheet else None
 
     def rank(self, scores: dict[str, float], first: dict[str, float]) -> float:
-        """Rate scores against the first: the mean ratio of the errors by box and by click.
+        """Rate scores against the first: the mean ratio of the errors by box and by clicks.
 
         A kind that grew counts four times: better clicks are no excuse for worse boxes.
         """
-        ratios = [scores[k] / first[k] for k in ("box_mse", "point_mse") if first.get(k)]
+        ratios = [scores[k] / first[k] for k in RANKED if first.get(k)]
         return float(np.mean(ratios)) + 3 * max(0.0, max(ratios) - 1) if ratios else 1.0
 
     def export(self, model: nn.Module, folder: Path) -> None:
