@@ -1,7 +1,7 @@
 """The rows of Tables 4a, 4b, 8a and 8b on tiny networks: do the switches switch, and what happens.
 
 ``zim-train ablate --tiny`` on some 120 pictures of the collection at 128 pixels, 64-pixel networks
-from random weights, a hundred or two steps. Such networks hardly tell objects apart, so the numbers
+from random weights, some hundred steps. Such networks hardly tell objects apart, so the numbers
 say that the rows train and differ, not which setting is better.
 ``python benchmarks/training_ablations.py OUT [--steps 150]`` prints one JSON object.
 """

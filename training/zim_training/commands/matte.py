@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
@@ -68,6 +69,11 @@ def run(args: argparse.Namespace) -> Report:
     finally:
         loop.close()
     report.metrics |= loop.last_scores
+    if loop.best.get("step") == 0:
+        sys.stderr.write(
+            "no step was better than the start on the held-out pictures: the export is the start; "
+            "more pictures of one kind, or --no-keep-best\n"
+        )
     report.metrics["steps"] = loop.step
     if source.train:  # a stream is not counted
         report.metrics["pictures"] = len(source.train)

@@ -65,7 +65,7 @@ class TrainConfig:
 
 PRESETS = {
     "paper": TrainConfig(init="sam", multimask=0.0, quality=0.0),
-    "default": TrainConfig(init="sam", new_rate=10.0),
+    "default": TrainConfig(init="sam", new_rate=10.0, corrections=0.25),
     "finetune": TrainConfig(
         model="nano", init="nano", freeze_norm=True, batch=4, steps=60, rate=3e-5, warm_up=5,
         decay=0.02, ema=0.95, workers=0, save_every=20, eval_every=10, log_every=10, held_out=0.2,
