@@ -241,8 +241,7 @@ def test_slices_of_one_grey_value_are_left_out_by_number(tmp_path: Path) -> None
         nib.save(nib.Nifti1Image(values, np.diag([-1, -1, -1, 1])), tmp_path / folder / "a.nii")
     found, _, (excluded,) = collect("folder", tmp_path)
     assert [p.index for p in found] == [0, 2, 3]
-    assert "1 pictures with truth are of one grey value" in excluded.reason
-    assert "slices 1)" in excluded.reason
+    assert "1 left out that show one grey value (slices 1; norm minmax)" in excluded.reason
 
 
 def test_an_image_and_mask_of_different_places_are_refused(demo: Path, tmp_path: Path) -> None:

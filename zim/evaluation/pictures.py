@@ -61,7 +61,7 @@ def sheet(
     models: dict[str, Callable[[], Segmenter]],
     settings: Settings,
 ) -> np.ndarray:
-    """Show picture with prompt, truth and every model for the best, median and worst sample.
+    """Show picture, prompt, truth and every model for the best, median and worst sample.
 
     They are the first model's by MSE, for each prompt. Mattes are computed again.
     """
@@ -89,7 +89,7 @@ def sheet(
             labels=prompt.labels if len(prompt.labels) else None,
             boxes=prompt.box,
         )
-        lines.append([(drawn, f"{word}, {kind}: {key}"), (one.alpha, "truth")])
+        lines.append([(one.rgb, f"{word}: {key}"), (drawn, kind), (one.alpha, "truth")])
     for name in [n for n in models if any(r["model"] == n for r in rows)]:
         model = models[name]()
         for line, (kind, _, _), one in zip(lines, chosen, loaded, strict=True):

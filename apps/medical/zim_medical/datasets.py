@@ -99,10 +99,10 @@ def case_pictures(
         counts.pictures += 1
         yield Picture(pair, axis, index, rgb, masks, spacing)
     if blank:
+        some = ", ".join(blank[:10]) + (", ..." if len(blank) > 10 else "")
         raise ImageError(
-            f"{len(blank)} pictures with truth are of one grey value and left out (norm "
-            f"{protocol.norm if not auto else dataset.norm}; slices {', '.join(blank[:10])}"
-            f"{', ...' if len(blank) > 10 else ''})"
+            f"{len(blank)} left out that show one grey value (slices {some}; norm "
+            f"{dataset.norm if auto else protocol.norm}), the others are scored"
         )
 
 
