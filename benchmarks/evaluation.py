@@ -6,7 +6,8 @@ Writes a set in MicroMat-3K's layout: photographs of the repository's examples, 
 size of DIV2K pictures with noise added (so that PNG compresses them like photographs), and soft
 discs as mattes, small, medium and large. Then it runs the command itself, two prompts
 per picture. ``box`` is no network at all: what it takes is everything else. Seconds of the clock
-depend on what else the machine does; CPU seconds (all threads and workers) hardly do.
+depend on what else the machine does, and so do CPU seconds, less so, of networks: their threads
+wait for one another by computing.
 """
 
 from __future__ import annotations
