@@ -66,7 +66,27 @@ def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> Non
     group.add_argument("--penalty", "--lambda", type=float, default=1.0, metavar="L", help="[1]")
     group.add_argument("--first-view-penalty", type=float, default=5.0, metavar="L", help="[5]")
     group.add_argument("--iou-gate", type=float, default=0.5, metavar="A", help="[0.5]")
-    group.add_argument("--min-weight", type=float, default=0.1, metavar="W", help="[0.1]")
+    group.add_argument(
+        "--min-weight",
+        type=float,
+        default=0.01,
+        metavar="W",
+        help="lighter samples do not vote [0.01; SA3D: 0.1]",
+    )
+    group.add_argument(
+        "--score-weight",
+        type=float,
+        default=0.1,
+        metavar="W",
+        help="lighter samples are left out of the rendered score [0.1]",
+    )
+    group.add_argument(
+        "--ask-with",
+        choices=("points", "box", "both"),
+        default="points",
+        help="how other views are prompted: SA3D's clicks, the box around the object so far, both "
+        "[points]",
+    )
     group.add_argument("--passes", type=positive_int, default=1, metavar="N", help="[1]")
     group.add_argument(
         "--source", choices=("photo", "render"), default="photo", help="what is segmented [photo]"

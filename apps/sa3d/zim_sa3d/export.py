@@ -20,15 +20,13 @@ from zim.foreground import estimate_foreground
 from zim.output import atomic_write, encode_rgba, save_alpha, save_rgb
 from zim_sa3d.cameras import Camera, look_at
 from zim_sa3d.field import RadianceField, Samples, composite, trace_camera
-from zim_sa3d.mask_grid import MaskGrid, Readout, render_mask
+from zim_sa3d.mask_grid import HAZE, MaskGrid, Readout, render_mask
 from zim_sa3d.scene import Scene
 from zim_sa3d.segment import ViewLog
 
 #: a place is solid if it is so many times as dense as the object's median place: how dense trained
 #: surfaces are depends on the field, so no fixed density would do
 _SOLID = 0.5
-#: samples of less weight do not count for the read-out ``score`` (SA3D)
-_HAZE = 0.1
 
 
 def predict_view(
@@ -41,7 +39,7 @@ def predict_view(
         soft = render_mask(traced, lambda at: grid.read(at, "ratio"), size).clip(0, 1)
         if readout == "ratio":
             return soft > 0.5, soft
-        haze = _HAZE if readout == "score" else 0.0
+        haze = HAZE if readout == "score" else 0.0
         values = render_mask(traced, lambda at: grid.read(at, readout), size, haze)
     return values > (0.0 if readout == "score" else 0.5), soft
 

@@ -23,11 +23,13 @@ from zim_sa3d.scene import Scene
 from zim_sa3d.space import Space, from_dict
 
 #: raw values below are read as this density's exponent; the softplus is scaled as in the cube
-_SHARP = 10.0
+_SHARP = 40.0
 #: so that a ray through fresh voxels keeps most of its light, and what stays fresh counts as empty
-_CLEAR = 4.0
+_CLEAR = 5.0
 #: a sample counts as empty below this opacity
 _EMPTY = 5e-3
+#: fine stages look again for empty cells after so many steps
+_PRUNE = 75
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,21 @@ class GridSettings:
         samples: per ray in each stage.
         smoothness: weight of the total variation of opacity, against floaters.
         clearness: weight of the entropy of accumulation: rays end at something or at nothing.
+        spread: weight of the spread of a ray's weights (mip-NeRF 360's distortion): one thin
+            surface instead of a thick fog of the same colour.
+        own_colour: weight, in each stage, of every sample's own colour against the pixel's (DVGO):
+            without it the cheapest table is a half transparent one of too dark a colour.
         rate: learning rate at the start; it falls tenfold.
     """
 
-    resolutions: tuple[int, ...] = (40, 80)
-    steps: tuple[int, ...] = (150, 300)
+    resolutions: tuple[int, ...] = (40, 96)
+    steps: tuple[int, ...] = (150, 450)
     rays: int = 768
-    samples: tuple[int, ...] = (64, 96)
-    smoothness: float = 1e-2
+    samples: tuple[int, ...] = (64, 128)
+    smoothness: float = 1e-3
     clearness: float = 1e-3
+    spread: float = 3e-2
+    own_colour: tuple[float, ...] = (0.1, 0.03)
     rate: float = 0.1
 
 
@@ -94,7 +102,11 @@ class GridField:
             self.occupied = (near > _EMPTY)[0, 0]
 
     def _march(self, origins: Tensor, directions: Tensor, jitter: bool) -> tuple[Tensor, ...]:
-        """Return ray, place, step in the cube and distance of the samples worth reading, flat."""
+        """Return the samples worth reading, flat.
+
+        Returns:
+            Ray, place, step in the cube, distance, and share of the way through the ray's bins.
+        """
         edges = self.space.distances(origins, directions, self.samples)
         rays, count = len(origins), edges.shape[1] - 1
         share = torch.rand(rays, count) if jitter else torch.tensor(0.5)
@@ -112,22 +124,16 @@ class GridField:
             cell = ((grid + 1) / 2 * side + 0.5).long().clamp_min(0).minimum(side)
             keep &= self.occupied[cell[..., 2], cell[..., 1], cell[..., 0]]
         ray, index = keep.nonzero(as_tuple=True)
-        return ray, grid[ray, index], step[ray, index], t[ray, index]
+        way = (index + 0.5) / count
+        return ray, grid[ray, index], step[ray, index], t[ray, index], way
 
     def _weights(self, ray: Tensor, optical: Tensor, rays: int) -> Tensor:
         """Return compositing weights from optical depths of samples sorted by ray."""
-        # transmittance before a sample: sums along the flat list, minus the sum at the ray's start
-        total = torch.cumsum(optical.double(), 0)
-        count = torch.bincount(ray, minlength=rays)
-        first = torch.cumsum(count, 0) - count
-        before = torch.cat([total.new_zeros(1), total])
-        start = before[first]
-        light = torch.exp(-(before[:-1] - start[ray])).float()
-        return light * (1 - torch.exp(-optical))
+        return torch.exp(-_before(ray, optical, rays)) * (1 - torch.exp(-optical))
 
     def trace(self, origins: Tensor, directions: Tensor) -> Samples:
         """Return the samples of rays; see :class:`zim_sa3d.field.RadianceField`."""
-        ray, grid, step, t = self._march(origins, directions, jitter=False)
+        ray, grid, step, t, _ = self._march(origins, directions, jitter=False)
         optical = self._density(self._read_density(grid)) * step
         weight = self._weights(ray, optical, len(origins))
         seen = weight > 0
@@ -243,12 +249,14 @@ def train_grid(scene: Scene, settings: GridSettings, seed: int = 0) -> GridField
         field.samples = settings.samples[stage]
         field.sky = field.sky.detach().requires_grad_()
         optimiser = torch.optim.Adam([field.voxels, field.sky], lr=settings.rate, eps=1e-12)
-        for _ in track(range(settings.steps[stage]), f"training, {side} voxels a side"):
+        for step in track(range(settings.steps[stage]), f"training, {side} voxels a side"):
+            if stage and step and step % _PRUNE == 0:
+                field.find_empty()
             rate = settings.rate * 0.1 ** (done / total)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-            _loss(field, bank, settings, generator).backward()
+            _loss(field, bank, settings, settings.own_colour[stage], generator).backward()
             optimiser.step()
             done += 1
     field.voxels = field.voxels.detach()
@@ -258,23 +266,41 @@ def train_grid(scene: Scene, settings: GridSettings, seed: int = 0) -> GridField
 
 
 def _loss(
-    field: GridField, bank: RayBank, settings: GridSettings, generator: torch.Generator
+    field: GridField,
+    bank: RayBank,
+    settings: GridSettings,
+    own_colour: float,
+    generator: torch.Generator,
 ) -> Tensor:
     origins, directions, wanted = bank.draw(settings.rays, generator)
-    ray, grid, step, _ = field._march(origins, directions, jitter=True)
+    ray, grid, step, _, way = field._march(origins, directions, jitter=True)
     raw = field._read(grid)
     weight = field._weights(ray, field._density(raw[:, 0]) * step, len(origins))
-    samples = torch.sigmoid(raw[:, 1:]) * weight[:, None]
+    colour = torch.sigmoid(raw[:, 1:])
+    samples = colour * weight[:, None]
     acc = torch.zeros(len(origins)).index_add(0, ray, weight)
     rgb = torch.zeros(len(origins), 3).index_add(0, ray, samples)
     rgb = rgb + (1 - acc)[:, None] * field.background(directions)
     a = acc.clamp(1e-5, 1 - 1e-5)
     entropy = -(a * a.log() + (1 - a) * (1 - a).log()).mean()
+    behind = way * _before(ray, weight, len(origins)) - _before(ray, way * weight, len(origins))
+    apart = (colour - wanted[ray]).square().mean(1)
     return (
         F.mse_loss(rgb, wanted)
+        + settings.spread * 2 * (weight * behind).sum() / len(origins)
+        + own_colour * (apart * weight.detach()).sum() / len(origins)
         + settings.clearness * entropy
         + settings.smoothness * _variation(field.voxels[0, 0])
     )
+
+
+def _before(ray: Tensor, values: Tensor, rays: int) -> Tensor:
+    """Return, for samples sorted by ray, the sum of the values that come before each on its ray."""
+    total = torch.cumsum(values.double(), 0)
+    count = torch.bincount(ray, minlength=rays)
+    first = torch.cumsum(count, 0) - count
+    before = torch.cat([total.new_zeros(1), total])
+    return (before[:-1] - before[first][ray]).float()
 
 
 def _variation(raw: Tensor) -> Tensor:

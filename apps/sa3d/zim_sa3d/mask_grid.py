@@ -30,6 +30,8 @@ READOUTS: tuple[Readout, ...] = ("indicator", "score", "ratio")
 
 #: the soft 3D matte takes fainter samples too, or it would have holes where surfaces are soft
 _SOFT_WEIGHT = 0.01
+#: samples of less weight are left out of a rendered ``score`` (SA3D): haze would make it positive
+HAZE = 0.1
 
 #: pixels (a slice, row by row), ray directions, samples
 Traced = Iterable[tuple[slice, Tensor, Samples]]
@@ -136,7 +138,7 @@ def splat(out: Tensor, grid: Tensor, weights: Tensor) -> None:
 
 
 def above(samples: Samples, min_weight: float) -> Samples:
-    """Drop samples of little weight, so that masks land on surfaces and not on haze (SA3D: 0.1)."""
+    """Drop samples of little weight, so that masks land on surfaces and not on haze."""
     if min_weight <= 0:
         return samples
     keep = samples.weight > min_weight
@@ -164,16 +166,22 @@ def add_view(
     """
     soft = torch.from_numpy(np.ascontiguousarray(matte)).flatten()
     side = grid.side
-    sums = torch.zeros(3, side, side, side)
+    step, sums = torch.zeros(1, side, side, side), torch.zeros(2, side, side, side)
     for part, _, samples in traced:
-        used = above(samples, min(min_weight, _SOFT_WEIGHT))
-        alpha = soft[part][used.ray]
-        sign = torch.where(alpha > binarize, 1.0, -penalty) * (used.weight > min_weight)
-        rows = torch.stack([sign, alpha, torch.ones_like(alpha)], 1) * used.weight[:, None]
-        splat(sums, used.grid, rows)
-    grid.merge(sums[0])
-    grid.inside = grid.inside + sums[1]
-    grid.total = grid.total + sums[2]
+        used = above(samples, min_weight)
+        sign = torch.where(soft[part][used.ray] > binarize, 1.0, -penalty)
+        splat(step, used.grid, (sign * used.weight)[:, None])
+        _splat_soft(sums, samples, soft[part], min_weight)
+    grid.merge(step[0])
+    grid.inside += sums[0]
+    grid.total += sums[1]
+
+
+def _splat_soft(sums: Tensor, samples: Samples, soft: Tensor, min_weight: float) -> None:
+    """Add a chunk of a view's soft matte, one alpha per ray, to ``inside`` and ``total``."""
+    used = above(samples, min(min_weight, _SOFT_WEIGHT))
+    rows = torch.stack([soft[used.ray] * used.weight, used.weight], 1)
+    splat(sums, used.grid, rows)
 
 
 def add_view_gradient(
@@ -185,8 +193,10 @@ def add_view_gradient(
     binarize: float,
     min_weight: float,
 ) -> None:
-    """Do what :func:`add_view` does to ``value`` by one step of SGD with rate 1 on the loss."""
-    mask = torch.from_numpy(np.ascontiguousarray(matte > binarize)).flatten().float()
+    """Do what :func:`add_view` does, ``value`` by one step of SGD with rate 1 on the loss."""
+    soft = torch.from_numpy(np.ascontiguousarray(matte)).flatten()
+    mask = (soft > binarize).float()
+    sums = torch.zeros(2, *grid.value.shape)
     value = torch.nn.Parameter(torch.zeros_like(grid.value))
     optimiser = torch.optim.SGD([value], lr=1.0)
     for part, directions, samples in traced:
@@ -194,8 +204,11 @@ def add_view_gradient(
         score = composite(interpolate(value, used.grid), used, len(directions))
         loss = -(mask[part] * score).sum() + penalty * ((1 - mask[part]) * score).sum()
         loss.backward()
+        _splat_soft(sums, samples, soft[part], min_weight)
     optimiser.step()
     grid.merge(value.detach())
+    grid.inside += sums[0]
+    grid.total += sums[1]
 
 
 def render_mask(

@@ -25,6 +25,9 @@ from zim_sa3d.readers import prepare, read_transforms
 from zim_sa3d.scene import Scene
 from zim_sa3d.segment import ScenePrompt, Segmentation, Settings, iou, segment
 
+#: fields of less PSNR (dB) hardly show the scene
+_POOR = 17.0
+
 
 class Run:
     """One run folder and the report that grows with it."""
@@ -147,13 +150,19 @@ class Run:
             first_penalty=args.first_view_penalty,
             iou_gate=args.iou_gate,
             min_weight=args.min_weight,
+            score_weight=args.score_weight,
+            asking=args.ask_with,
             passes=args.passes,
             source=args.source,
             component=not args.keep_pieces,
             gradient=args.gradient,
         )
         with timed(self.report.seconds, "segment"):
-            done = segment(scene, field, self.segmenter(scene), prompt, settings, views)
+            segmenter = self.segmenter(scene)
+            try:
+                done = segment(scene, field, segmenter, prompt, settings, views)
+            except ZimError as error:
+                raise type(error)(f"{error} ({self._fit()})") from error
         paths = {
             "grid": self.folder / "mask_grid.npz",
             "csv": self.folder / "views.csv",
@@ -173,6 +182,14 @@ class Run:
         self.report.metrics["views_accepted"] = round(done.accepted, 4)
         self.report.metrics["voxels_removed"] = done.removed
         return done
+
+    def _fit(self) -> str:
+        """Say how well the field fits, for errors of segmentation that may come from there."""
+        found = self.report.metrics.get("psnr", float("nan"))
+        text = f"the field's PSNR is {found:.1f} dB"
+        if found < _POOR:
+            text += ", which is low: are the poses right, and --steps not too few?"
+        return text
 
     def measure(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:
         """Compare with the true mattes of the object, in views that were held out."""

@@ -15,11 +15,19 @@ from zim._progress import track
 from zim.errors import PromptError, ZimError
 from zim.protocols import Segmenter
 from zim_sa3d.field import RadianceField, render_view, trace_camera
-from zim_sa3d.mask_grid import MaskGrid, add_view, add_view_gradient, largest_component, render_mask
+from zim_sa3d.mask_grid import (
+    HAZE,
+    MaskGrid,
+    add_view,
+    add_view_gradient,
+    largest_component,
+    render_mask,
+)
 from zim_sa3d.scene import Scene
-from zim_sa3d.self_prompt import Matte, ask, find_points
+from zim_sa3d.self_prompt import Matte, ask, box_around, find_points
 
 Source = Literal["photo", "render"]
+Asking = Literal["points", "box", "both"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,11 @@ class Settings:
         penalty: lambda of the self-prompted views.
         first_penalty: lambda of the user's view.
         iou_gate: a view whose mask agrees less with the object so far is rejected.
-        min_weight: samples of less weight are left out.
+        min_weight: samples of less weight do not vote. SA3D's 0.1 is meant for fields of which
+            a surface is one or two samples; of a field trained for a minute it would drop most.
+        score_weight: samples of less weight are left out of the rendered score (SA3D: 0.1).
+        asking: how other views are prompted: by SA3D's clicks, by the box around the object so
+            far, or by both (ours).
         passes: over all views; SA3D makes one.
         source: what the segmenter looks at, the photographs or the field's renderings (SA3D).
         side: voxels per side of the mask grid.
@@ -45,7 +57,9 @@ class Settings:
     penalty: float = 1.0
     first_penalty: float = 5.0
     iou_gate: float = 0.5
-    min_weight: float = 0.1
+    min_weight: float = 0.01
+    score_weight: float = HAZE
+    asking: Asking = "points"
     passes: int = 1
     source: Source = "photo"
     side: int = 96
@@ -80,6 +94,7 @@ class ViewLog:
     iou: float | None = None
     max_score: float | None = None
     points: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    box: tuple[float, float, float, float] | None = None
     turn: int = 1
     seconds: float = 0.0
 
@@ -186,7 +201,7 @@ class _Work:
             raise PromptError(
                 f"the mask of {where} meets nothing in 3D (highest rendered score {peak:.3g}): the "
                 "field is empty there or its poses are wrong; look at its PSNR, try another view, "
-                "or lower --min-weight"
+                "or lower --score-weight and --min-weight"
             )
         row = ViewLog(view.name, "prompt", "the user's view", None, peak, list(prompt.points))
         row.seconds = round(time.perf_counter() - start, 3)
@@ -202,12 +217,15 @@ class _Work:
             row.reason = "nothing of the object is visible"
         else:
             self._show(index)
-            depth = self._depth(index)
             gate, limit = self.settings.iou_gate, self.settings.binarize
-            points = find_points(score, depth, self.settings.num_prompts, self.segmenter, limit)
-            row.points = [(float(x), float(y)) for x, y in points]
-            matte = ask(self.segmenter, points)
-            row.iou = iou(matte > limit, score > max(float(score.mean()), 0.0))
+            so_far = score > max(float(score.mean()), 0.0)
+            if self.settings.asking != "box":
+                count, depth = self.settings.num_prompts, self._depth(index)
+                points = find_points(score, depth, count, self.segmenter, limit)
+                row.points = [(float(x), float(y)) for x, y in points]
+            row.box = None if self.settings.asking == "points" else box_around(so_far)
+            matte = ask(self.segmenter, row.points, box=row.box)
+            row.iou = iou(matte > limit, so_far)
             if row.iou < gate:
                 row.status = "rejected"
                 row.reason = f"IoU {row.iou:.2f} with the object so far is below {gate:g}"
@@ -247,7 +265,7 @@ class _Work:
             self._trace(index),
             lambda at: self.grid.read(at, "score"),
             self._size(index),
-            self.settings.min_weight,
+            self.settings.score_weight,
         )
 
     def _depth(self, index: int) -> NDArray[np.float32]:

@@ -91,6 +91,14 @@ def find_points(
     return points
 
 
+def box_around(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Return the box x0, y0, x1, y1 around the largest connected piece of a mask H x W."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    x, y, width, height = (float(v) for v in stats[largest, :4])
+    return x, y, x + width, y + height
+
+
 def _places(depth: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return normalised (row, column, depth) of every pixel, H x W x 3 in [0, 1]."""
     height, width = depth.shape
