@@ -118,8 +118,8 @@ def _scores(scene: Scene, field: GridField, grid: MaskGrid, name: str) -> list[s
         truth = scene.views[i].matte(name)
         mask, soft = predict_view(field, grid, scene.views[i].camera, "indicator")
         hits.append(iou(mask, truth > 0.5))
-        soft_error.append(1e3 * mse(soft, truth))
-        hard_error.append(1e3 * mse((soft > 0.5).astype(np.float32), truth))
+        soft_error.append(mse(soft, truth))
+        hard_error.append(mse((soft > 0.5).astype(np.float32), truth))
     return [f"{np.mean(hits):.3f}", f"{np.mean(soft_error):.2f}", f"{np.mean(hard_error):.2f}"]
 
 
@@ -186,7 +186,7 @@ def main() -> None:
     one.set_defaults(run=quality)
     one.add_argument("--work", default="runs/sa3d")
     one.add_argument("--seeds", nargs="+", type=int, default=[0])
-    one.add_argument("--objects", nargs="+", default=["ball", "cube", "barrel", "plant"])
+    one.add_argument("--objects", nargs="*", default=["ball", "cube", "barrel", "plant"])
     one.add_argument("--models", nargs="*", default=["oracle", "nano"])
     one.add_argument("--asking", nargs="+", default=["points"])
     one.add_argument("--passes", type=int, default=1)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from zim.benchmarking import peak_resident, reset_peak, resident
+from zim_sa3d.cameras import look_at
 from zim_sa3d.field import composite, render_view, trace_camera
+from zim_sa3d.grid_field import _spread
 from zim_sa3d.mask_grid import (
     READOUTS,
     MaskGrid,
@@ -17,7 +20,7 @@ from zim_sa3d.mask_grid import (
     render_mask,
     splat,
 )
-from zim_sa3d.self_prompt import find_points
+from zim_sa3d.self_prompt import box_around, find_points
 
 
 def matte_of(camera, field):
@@ -95,6 +98,9 @@ def test_closed_form_gradient_and_a_loop_agree(ball_field, cameras):
     assert hand.min() < -1
     np.testing.assert_allclose(closed.value.numpy(), slow.value.numpy(), atol=2e-4)
     np.testing.assert_allclose(closed.value.numpy(), hand, atol=2e-4)
+    for name in ("inside", "total"):  # the soft 3D matte does not depend on how the step is taken
+        np.testing.assert_allclose(getattr(closed, name), getattr(slow, name), atol=2e-4)
+    assert closed.inside.max() > 1
 
 
 def test_read_outs_find_the_ball_again(ball_field, cameras):
@@ -144,6 +150,45 @@ def test_composite_adds_per_ray(ball_field, cameras):
     total = composite(torch.ones_like(samples.weight), samples, 2)
     assert float(total[0]) < 0.01
     assert float(total[1]) > 0.99
+
+
+def test_spread_of_weights_is_that_of_a_double_loop():
+    generator = torch.Generator().manual_seed(3)
+    ray = torch.tensor([0, 0, 0, 2, 2, 3])
+    weight = torch.rand(6, generator=generator)
+    way = torch.tensor([0.1, 0.4, 0.8, 0.3, 0.35, 0.9])
+    total = sum(
+        float(weight[i] * weight[j] * abs(way[i] - way[j]))
+        for i in range(6)
+        for j in range(6)
+        if ray[i] == ray[j]
+    )
+    assert float(_spread(ray, weight, way, 4)) == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_the_box_is_around_the_largest_piece():
+    mask = np.zeros((20, 30), bool)
+    mask[3:9, 10:21] = True
+    mask[15:17, 2:5] = True
+    assert box_around(mask) == (10, 3, 21, 9)
+
+
+@pytest.mark.slow
+def test_twelve_million_pixels_are_voted_in_bounded_memory(ball_field):
+    camera = look_at((2.4, 0.3, 0.6), (0, 0, 0), size=(3000, 4000), fov=42.0)
+    matte = np.ones((3000, 4000), np.float32)
+    grid = MaskGrid.empty(32)
+    before = resident()
+    if before is None or not reset_peak():
+        pytest.skip("this system does not tell a process's peak of memory")
+    with torch.no_grad():
+        add_view(
+            grid, trace_camera(ball_field, camera), matte, penalty=1, binarize=0.3, min_weight=0.01
+        )
+    peak = peak_resident()
+    assert peak is not None
+    assert peak - before < 300 * 2**20  # all samples at once would take over 10 GiB
+    assert grid.value.max() > 0
 
 
 class Everything:

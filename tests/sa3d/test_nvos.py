@@ -60,7 +60,7 @@ def test_a_tiny_folder_is_scored_and_the_target_takes_no_part(tmp_path, capsys):
     root = nvos_folder(tmp_path / "nvos")
     out = tmp_path / "out"
     words = ["eval", "--nvos", str(root), "--output", str(out), "--factor", "1", "--steps", "30"]
-    words += ["--iou-gate", "0", "--min-weight", "0", "--json"]
+    words += ["--iou-gate", "0", "--min-weight", "0", "--score-weight", "0", "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
     (item,) = report["items"]

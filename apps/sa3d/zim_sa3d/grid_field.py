@@ -51,7 +51,7 @@ class GridSettings:
     """
 
     resolutions: tuple[int, ...] = (40, 96)
-    steps: tuple[int, ...] = (150, 450)
+    steps: tuple[int, ...] = (150, 650)
     rays: int = 768
     samples: tuple[int, ...] = (64, 128)
     smoothness: float = 1e-3
@@ -248,7 +248,9 @@ def train_grid(scene: Scene, settings: GridSettings, seed: int = 0) -> GridField
         ).requires_grad_()
         field.samples = settings.samples[stage]
         field.sky = field.sky.detach().requires_grad_()
-        optimiser = torch.optim.Adam([field.voxels, field.sky], lr=settings.rate, eps=1e-12)
+        optimiser = torch.optim.Adam(
+            [field.voxels, field.sky], lr=settings.rate, eps=1e-12, fused=True
+        )
         for step in track(range(settings.steps[stage]), f"training, {side} voxels a side"):
             if stage and step and step % _PRUNE == 0:
                 field.find_empty()
@@ -283,11 +285,10 @@ def _loss(
     rgb = rgb + (1 - acc)[:, None] * field.background(directions)
     a = acc.clamp(1e-5, 1 - 1e-5)
     entropy = -(a * a.log() + (1 - a) * (1 - a).log()).mean()
-    behind = way * _before(ray, weight, len(origins)) - _before(ray, way * weight, len(origins))
     apart = (colour - wanted[ray]).square().mean(1)
     return (
         F.mse_loss(rgb, wanted)
-        + settings.spread * 2 * (weight * behind).sum() / len(origins)
+        + settings.spread * _spread(ray, weight, way, len(origins))
         + own_colour * (apart * weight.detach()).sum() / len(origins)
         + settings.clearness * entropy
         + settings.smoothness * _variation(field.voxels[0, 0])
@@ -301,6 +302,12 @@ def _before(ray: Tensor, values: Tensor, rays: int) -> Tensor:
     first = torch.cumsum(count, 0) - count
     before = torch.cat([total.new_zeros(1), total])
     return (before[:-1] - before[first][ray]).float()
+
+
+def _spread(ray: Tensor, weight: Tensor, way: Tensor, rays: int) -> Tensor:
+    """Return the mean over rays of ``sum_ij w_i w_j |way_i - way_j|``, samples sorted by ray."""
+    behind = way * _before(ray, weight, rays) - _before(ray, way * weight, rays)
+    return 2 * (weight * behind).sum() / rays
 
 
 def _variation(raw: Tensor) -> Tensor:
