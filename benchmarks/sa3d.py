@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zim.benchmarking import hardware_line, markdown_table, peak_resident, provenance, reset_peak
+from zim.benchmarking import hardware_line, markdown_table, provenance
 from zim.errors import ZimError
+from zim.memory import peak_resident, reset_peak
 from zim.metrics import mse
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter

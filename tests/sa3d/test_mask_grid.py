@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zim.benchmarking import peak_resident, reset_peak, resident
+from zim.memory import peak_resident, reset_peak, resident
 from zim_sa3d.cameras import look_at
 from zim_sa3d.field import composite, render_view, trace_camera
 from zim_sa3d.grid_field import _spread

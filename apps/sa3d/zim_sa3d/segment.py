@@ -184,15 +184,18 @@ class _Work:
         view = self.scene.views[prompt.view]
         self._show(prompt.view)
         matte = ask(self.segmenter, prompt.points, prompt.labels or None, prompt.box)
-        share = float((matte > self.settings.binarize).mean())
+        mask = matte > self.settings.binarize
+        share = float(mask.mean())
+        rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
         where = f"view {view.name}"
         if share == 0:
             raise PromptError(
                 f"the prompt selects nothing in {where}; click on the object's middle or draw a box"
             )
-        if share > 0.9:
+        if share > 0.9 or rim > 0.9:
             raise PromptError(
-                f"the prompt selects {share:.0%} of {where}, which is the background rather than "
+                f"the prompt selects {share:.0%} of {where} and {rim:.0%} of the picture's edge, "
+                "which is the background rather than "
                 "an object; click on the object, add clicks with label 0, or draw a box"
             )
         self._vote(prompt.view, matte, self.settings.first_penalty)
