@@ -181,7 +181,7 @@ def _print(headings: list[str], rows: list[list[object]]) -> None:
 
 def main() -> None:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     part = parser.add_subparsers(required=True)
     one = part.add_parser("quality")
     one.set_defaults(run=quality)
