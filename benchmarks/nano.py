@@ -67,13 +67,14 @@ from zim.evaluation.samples import inner_point
 
 #: how many clicks are given, and after which the error is reported
 CLICKS, REPORTED = 5, (1, 2, 3, 5)
-#: modules of ``zim`` that decide what a model answers
+#: modules of ``zim`` that decide what a model answers, and how answers are scored
 ANSWERING = (
     "model/*.py",
     "classical.py",
     "cues.py",
     "framing.py",
     "geometry.py",
+    "metrics.py",
     "predictor.py",
     "prompt_batch.py",
     "prompts.py",
@@ -108,8 +109,9 @@ class Job:
 def classical_players() -> list[Player]:
     """Filled box, GrabCut, and GrabCut with closed-form matting in a band."""
     libraries = [f"{p} {importlib.metadata.version(p)}" for p in ("pymatting", "numpy")]
-    source = Path(zim.segmenters.classical.__file__).read_bytes()
-    version = _hash([source, cv2.__version__.encode(), *(t.encode() for t in libraries)])
+    files = [Path(module.__file__ or "") for module in (zim.segmenters.classical, metrics)]
+    sources = [path.read_bytes() for path in files]
+    version = _hash([*sources, cv2.__version__.encode(), *(t.encode() for t in libraries)])
     return [Player(m, f"{m.name} {version}") for m in CLASSICAL]
 
 
