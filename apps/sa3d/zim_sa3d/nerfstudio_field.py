@@ -110,7 +110,7 @@ class NerfstudioField:
         return self._ask(points, (directions @ self._turn.T).to(self.device))[1]
 
     def background(self, directions: Tensor) -> Tensor:
-        """Return what is seen at the far end of rays, N x 3 (nerfacto's own rule)."""
+        """Return RGB at the far end of rays, N x 3; nerfacto itself repeats its last sample."""
         ways = (directions @ self._turn.T).to(self.device)
         return self._ask(ways * _FAR, ways)[1]
 
