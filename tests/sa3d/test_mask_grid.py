@@ -16,7 +16,7 @@ from zim_sa3d.mask_grid import (
     add_view,
     add_view_gradient,
     interpolate,
-    largest_component,
+    keep_component,
     render_mask,
     splat,
 )
@@ -139,9 +139,18 @@ def test_only_the_largest_piece_stays():
     grid = MaskGrid.empty(12)
     grid.value[1:6, 1:6, 1:6] = 1.0
     grid.value[9:11, 9:11, 9:11] = 1.0
-    assert largest_component(grid) == 8
+    assert keep_component(grid) == 8
     middle = torch.tensor([[10, 10, 10], [3, 3, 3]]).float() / 11 * 2 - 1
     assert grid.read(middle, "indicator").tolist() == [0.0, 1.0]
+
+
+def test_the_piece_that_was_clicked_on_stays_though_it_is_smaller():
+    grid = MaskGrid.empty(12)
+    grid.value[1:6, 1:6, 1:6] = 1.0
+    grid.value[9:11, 9:11, 8:10] = 1.0  # z, y, x
+    places = torch.tensor([[8, 9, 9], [3, 3, 3]]).float() / 11 * 2 - 1  # x, y, z
+    assert keep_component(grid, places[:1]) == 125
+    assert grid.read(places, "indicator").tolist() == [1.0, 0.0]
 
 
 def test_composite_adds_per_ray(ball_field, cameras):

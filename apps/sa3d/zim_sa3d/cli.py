@@ -98,7 +98,7 @@ def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> Non
         help="[indicator]",
     )
     group.add_argument(
-        "--keep-pieces", action="store_true", help="keep all pieces, not the largest"
+        "--keep-pieces", action="store_true", help="keep all pieces, not only the clicked one"
     )
     group.add_argument(
         "--gradient", action="store_true", help="step by automatic differentiation, not closed form"

@@ -229,11 +229,16 @@ def render_mask(
     return out.view(size).numpy()
 
 
-def largest_component(grid: MaskGrid) -> int:
-    """Keep the largest connected piece of V > 0 (neighbours over faces, edges and corners).
+def keep_component(grid: MaskGrid, clicked: Tensor | None = None) -> int:
+    """Keep one connected piece of V > 0 (neighbours over faces, edges and corners).
+
+    Args:
+        grid: changed in place.
+        clicked: K x 3 (x, y, z) in [-1, 1], places the user pointed at. The piece with most of them
+            in it or next to it stays; the largest one where there are none.
 
     Returns:
-        How many voxels of smaller pieces were removed.
+        How many voxels of other pieces were removed.
     """
     from zim._extras import require
 
@@ -243,10 +248,20 @@ def largest_component(grid: MaskGrid) -> int:
     if labels.max() < 2:
         return 0
     sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    gone = solid & (labels != sizes.argmax())
+    hits = np.zeros_like(sizes)
+    for x, y, z in [] if clicked is None else _nearest(clicked, grid.side):
+        near = labels[max(0, z - 1) : z + 2, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        hits[np.unique(near)] += 1
+    sizes[0] = hits[0] = 0
+    kept = int(np.lexsort((sizes, hits))[-1])
+    gone = solid & (labels != kept)
     # a soft rim goes with the piece it belongs to: what is not next to a removed voxel stays
     blown = F.max_pool3d(torch.from_numpy(gone).float()[None, None], 3, 1, 1)[0, 0]
-    stays = torch.from_numpy(labels == sizes.argmax())
+    stays = torch.from_numpy(labels == kept)
     grid.keep = torch.where((blown > 0) & ~stays, 0.0, 1.0)
     return int(gone.sum())
+
+
+def _nearest(places: Tensor, side: int) -> list[list[int]]:
+    """Voxels (x, y, z) nearest to places of the unit cube."""
+    return (((places.clamp(-1, 1) + 1) / 2) * (side - 1)).round().long().tolist()

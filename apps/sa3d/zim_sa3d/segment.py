@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zim._progress import track
 from zim.errors import PromptError, ZimError
@@ -20,7 +21,7 @@ from zim_sa3d.mask_grid import (
     MaskGrid,
     add_view,
     add_view_gradient,
-    largest_component,
+    keep_component,
     render_mask,
 )
 from zim_sa3d.scene import Scene
@@ -48,7 +49,7 @@ class Settings:
         passes: over all views; SA3D makes one.
         source: what the segmenter looks at, the photographs or the field's renderings (SA3D).
         side: voxels per side of the mask grid.
-        component: keep only the largest connected piece (ours).
+        component: keep only the connected piece that was clicked on, else the largest (ours).
         gradient: take the step by automatic differentiation instead of in closed form.
     """
 
@@ -163,7 +164,7 @@ def segment(
             f"{settings.iou_gate:g}); look at the field's PSNR, add clicks on the object in "
             f"view {scene.views[prompt.view].name}, or lower --iou-gate"
         )
-    removed = largest_component(work.grid) if settings.component else 0
+    removed = keep_component(work.grid, work.clicked) if settings.component else 0
     return Segmentation(work.grid, log, first[1], removed)
 
 
@@ -177,6 +178,7 @@ class _Work:
         self.settings = settings
         self.grid = MaskGrid.empty(settings.side)
         self._traces: dict[int, list[Any]] = {}
+        self.clicked: Tensor | None = None
 
     def first(self, prompt: ScenePrompt) -> tuple[ViewLog, Matte]:
         """Vote the user's view."""
@@ -206,6 +208,7 @@ class _Work:
                 "field is empty there or its poses are wrong; look at its PSNR, try another view, "
                 "or lower --score-weight and --min-weight"
             )
+        self.clicked = self._surface(prompt)
         row = ViewLog(view.name, "prompt", "the user's view", None, peak, list(prompt.points))
         row.seconds = round(time.perf_counter() - start, 3)
         return row, matte
@@ -275,6 +278,22 @@ class _Work:
         depth = np.concatenate([_expected_depth(part, s) for part, _, s in self._trace(index)])
         depth[~np.isfinite(depth)] = np.max(depth, initial=0.0, where=np.isfinite(depth))
         return depth.reshape(self._size(index))
+
+    def _surface(self, prompt: ScenePrompt) -> Tensor:
+        """Return where the rays of the positive clicks meet the field, K x 3 of its unit cube."""
+        camera = self.scene.views[prompt.view].camera
+        labels = prompt.labels or [1] * len(prompt.points)
+        pixels = [
+            min(int(y), camera.height - 1) * camera.width + min(int(x), camera.width - 1)
+            for (x, y), label in zip(prompt.points, labels, strict=True)
+            if label == 1
+        ]
+        if not pixels:
+            return torch.zeros(0, 3)
+        samples = self.radiance.trace(*camera.rays(torch.tensor(pixels)))
+        rays = [samples.ray == k for k in range(len(pixels))]
+        heaviest = [samples.grid[ray][samples.weight[ray].argmax()] for ray in rays if ray.any()]
+        return torch.stack(heaviest).detach() if heaviest else torch.zeros(0, 3)
 
     def _vote(self, index: int, matte: Matte, penalty: float) -> None:
         vote = add_view_gradient if self.settings.gradient else add_view
