@@ -210,6 +210,10 @@ def fuse_twice(x: Tensor, merged: Tensor, weight: Tensor, half: Tensor) -> Tenso
 def _convolve_add_relu() -> Callable[..., Tensor] | None:
     if not torch.backends.mkldnn.is_available():
         return None
+    # oneDNN refuses bfloat16 on CPUs without AVX512BW or AVX-NE-CONVERT
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if supported is None or not supported():
+        return None
     packet = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
     return getattr(packet, "binary", None)
 
