@@ -132,8 +132,9 @@ def run(args: argparse.Namespace) -> Report:
 
     work = Run(args)
     scene = work.scene()
+    prompt = work.prompt(scene)  # a click that does not fit is told before anything is trained
     field = work.field(scene)
-    done = work.segment(scene, field)
+    done = work.segment(scene, field, prompt)
     work.measure(scene, field, done.grid)
     work.write(scene, field, done.grid)
     return work.finish(scene, done)
@@ -160,8 +161,9 @@ def _segment(args: argparse.Namespace) -> Report:
 
     work = Run(args)
     scene = work.scene()
+    prompt = work.prompt(scene)  # a click that does not fit is told before anything is trained
     field = work.field(scene)
-    done = work.segment(scene, field)
+    done = work.segment(scene, field, prompt)
     work.measure(scene, field, done.grid)
     return work.finish(scene, done)
 

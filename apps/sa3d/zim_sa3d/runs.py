@@ -14,6 +14,7 @@ from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.errors import OutputError, ZimError
 from zim.metrics import mse
 from zim.output import atomic_write, save_alpha, save_rgb
+from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
 from zim_sa3d import backends, export
@@ -89,6 +90,7 @@ class Run:
 
         Raises:
             UsageError: there is none.
+            PromptError: it does not fit its view.
         """
         args = self.args
         first = scene.train[0]
@@ -98,6 +100,13 @@ class Run:
         if args.points or args.box:
             points = tuple((x, y) for x, y, _ in args.points or ())
             labels = tuple(label for _, _, label in args.points or ())
+            camera = scene.views[view].camera
+            Prompt.create(  # refuses what lies outside the view
+                (camera.height, camera.width),
+                points=points or None,
+                labels=labels or None,
+                box=args.box,
+            )
             return ScenePrompt(view, points, labels, args.box)
         if args.object and args.object in scene.objects:
             if args.view is None:  # where most of it is seen
