@@ -280,30 +280,16 @@ class Worker:
 
     def _matte(self, picture: LoadedImage, asked: dict[str, Any]) -> Any:
         """Answer one object of the picture that is set."""
-        from zim.api import best_matte
-        from zim.predictor import ZimPredictor
         from zim.prompt_files import read_prompt
         from zim.prompt_json import ObjectPrompt, read_entry
-        from zim.result import Matte
+        from zim.segmenters.answer import answer
 
         if "text" in asked:
             asked = self._found(picture.rgb, asked)
         size = (picture.rgb.shape[0], picture.rgb.shape[1])
         said = read_entry(asked, "the prompt") if asked else ObjectPrompt()
         prompt = read_prompt(said, size)
-        if isinstance(self.model, ZimPredictor):
-            return best_matte(self.model, prompt, within=picture.alpha)
-        if prompt.mask is not None:
-            raise PromptError(f"{self.recipe.model} takes no mask; give another prompt")
-        some = len(prompt.points) > 0
-        alpha, scores, low = self.model.predict(
-            point_coords=prompt.points if some else None,
-            point_labels=prompt.labels if some else None,
-            box=prompt.box,
-            multimask_output=False,
-        )
-        own = 1.0 if picture.alpha is None else picture.alpha
-        return Matte(picture.rgb, alpha[0] * own, score=float(scores[0]), low_res=low[0])
+        return answer(self.model, picture.rgb, prompt, within=picture.alpha)
 
     def _found(self, rgb: np.ndarray, asked: dict[str, Any]) -> dict[str, Any]:
         """Put the box of the best match in the place of words."""

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim import plugins
-from zim.api import best_matte
 from zim.errors import ImageError, PromptError, ZimError
 from zim.images import read_alpha
-from zim.predictor import ZimPredictor
 from zim.prompt_files import read_prompt
 from zim.prompt_json import ObjectPrompt
-from zim.prompts import Prompt, whole_frame
+from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
+from zim.segmenters.answer import answer
 from zim_inpaint.cover import COVER
 from zim_inpaint.ends import with_ends
 
@@ -76,30 +75,14 @@ class Finder:
         union = np.zeros((height, width), np.float32)
         scores: list[float] = []
         for prompt in asked:
-            alpha, score = self._answer(prompt, (height, width))
+            matte = answer(self._segmenter, image, prompt, refine=self._refine)
+            alpha = matte.alpha
             _check_clicks(alpha, prompt)
             if self._ends:
                 alpha = with_ends(image, alpha, prompt)
             np.maximum(union, alpha, out=union)
-            scores.append(score)
+            scores.append(matte.score)
         return union, len(asked), min(scores)
-
-    def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.float32], float]:
-        model = self._segmenter
-        if isinstance(model, ZimPredictor):
-            matte = best_matte(model, prompt, refine=self._refine)
-            return matte.alpha, matte.score
-        assert model is not None
-        if prompt.mask is not None and not len(prompt.points) and prompt.box is None:
-            raise PromptError(f"{self._model} takes points and boxes, no mask; use --matte FILE")
-        mattes, scores, _ = model.predict(
-            point_coords=prompt.points if len(prompt.points) else None,
-            point_labels=prompt.labels if len(prompt.points) else None,
-            box=whole_frame(size) if prompt.empty else prompt.box,
-            multimask_output=prompt.single_click,
-        )
-        best = int(np.argmax(scores))
-        return np.asarray(mattes[best], np.float32), float(scores[best])
 
     def _boxes(self, image: NDArray[np.uint8], words: str) -> list[tuple[float, ...]]:
         if self._detector is None:
