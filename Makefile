@@ -8,10 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   && { command -v $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+EXTRAS := $(VENV)/.extras
 PYTEST ?= $(BIN)/python -m pytest
 DEFAULT_TESTS := not slow and not gpu and not network and not weights and not parity
 
-.PHONY: help setup demo test test-slow lint format types imports check clean
+.PHONY: help setup extras demo test test-slow lint format types imports check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +26,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
 	@touch $(STAMP)
 
+extras: $(EXTRAS)  ## install every extra too; the tests need them
+
+$(EXTRAS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group browser
+	@touch $(EXTRAS)
+
 demo: $(STAMP)  ## cut objects out of the example photographs into demo-output/
 	$(BIN)/zim matte examples/rabbit.jpg --points 420,350 400,150 \
 	  --background "#7aa6c2" --output demo-output --overwrite
@@ -33,10 +40,10 @@ demo: $(STAMP)  ## cut objects out of the example photographs into demo-output/
 	$(BIN)/zim matte examples/coffee.jpg --box 75,15,482,390 \
 	  --background "#e8e0d0" --output demo-output --overwrite
 
-test: $(STAMP)  ## default tests
+test: $(EXTRAS)  ## default tests
 	$(PYTEST) -m "$(DEFAULT_TESTS)" $(ARGS)
 
-test-slow: $(STAMP)  ## tests marked slow
+test-slow: $(EXTRAS)  ## tests marked slow
 	$(PYTEST) -m "slow and not gpu and not network and not weights and not parity" $(ARGS)
 
 lint: $(STAMP)  ## style and format
@@ -47,7 +54,7 @@ format: $(STAMP)  ## rewrite the files in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## type check
+types: $(EXTRAS)  ## type check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 imports: $(STAMP)  ## import contracts between the packages

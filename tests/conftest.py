@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-#: tests that need an extra as a whole, and packages of it: left out, and said so, without them
-NEEDS = {
-    "medical": ("nibabel", "pydicom", "skimage", "monai"),
-    "serve": ("fastapi", "httpx"),
-    "training/test_detector.py": ("torchvision",),
-}
-MISSING = {
-    place: [name for name in packages if importlib.util.find_spec(name) is None]
-    for place, packages in NEEDS.items()
-}
-
-
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out what cannot even be imported here."""
-    here = Path(__file__).parent
-    missing = [p for place, p in MISSING.items() if p and collection_path == here / place]
-    return True if missing else None
-
-
-def pytest_report_header() -> list[str]:
-    """Say what is left out and why."""
-    return [
-        f"tests/{place} left out: {', '.join(packages)} not installed (pip install -e '.[all]')"
-        for place, packages in MISSING.items()
-        if packages
-    ]
 
 
 @pytest.hookimpl(wrapper=True)
