@@ -6,8 +6,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,10 @@ def commands() -> list[str]:
 
 PROGRAMS = ("zim", "zim-inpaint", "zim-sa3d", "zim-medical", "zim-grounded")
 ZIM_COMMANDS = [line for line in commands() if line.split()[0] in PROGRAMS]
+#: serve a page until they are interrupted
+PAGES = [line for line in ZIM_COMMANDS if {"view", "serve"} & set(line.split()[1:2])]
+#: seconds that any one command may take on a slow machine
+PATIENCE = 900
 
 
 def test_the_readme_has_commands_of_known_kinds_only() -> None:
@@ -51,12 +59,17 @@ def workdir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ZIM_COMMANDS)
+@pytest.mark.parametrize("line", [line for line in ZIM_COMMANDS if line not in PAGES])
 def test_zim_commands_work_as_typed(line: str, workdir: Path) -> None:
     words = shlex.split(line)
     program = Path(sys.executable).parent / words[0]
     done = subprocess.run(
-        [program, *words[1:]], cwd=workdir, capture_output=True, text=True, check=False
+        [program, *words[1:]],
+        cwd=workdir,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     if words[:2] == ["zim", "matte"]:
@@ -68,10 +81,40 @@ def test_zim_commands_work_as_typed(line: str, workdir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("line", PAGES)
+def test_pages_answer_until_interrupted(line: str, workdir: Path) -> None:
+    words = shlex.split(line)
+    program = Path(sys.executable).parent / words[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with subprocess.Popen(
+        [program, *words[1:], "--port", port], cwd=workdir, stderr=subprocess.PIPE, text=True
+    ) as served:
+        watchdog = threading.Timer(PATIENCE, served.kill)  # a silent page would never end
+        watchdog.start()
+        try:
+            assert served.stderr is not None
+            said = next(text for text in served.stderr if "Ctrl+C ends it" in text)
+            address = next(word.strip(",") for word in said.split() if word.startswith("http"))
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert page.status == 200
+            served.send_signal(signal.SIGINT)
+            assert served.wait(timeout=60) == 0
+        finally:
+            served.kill()
+            watchdog.cancel()
+
+
+@pytest.mark.slow
 def test_python_blocks_run(workdir: Path) -> None:
     code = "\n".join(blocks("python"))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=workdir, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=workdir,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert (workdir / "rabbit.rgba.png").stat().st_size > 0
@@ -92,6 +135,7 @@ def test_make_demo(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
         env=os.environ | {"MAKEFLAGS": ""},
     )
     assert done.returncode == 0, done.stderr
