@@ -18,6 +18,7 @@ from zim_sa3d import backends
 from zim_sa3d.cli import main
 from zim_sa3d.export import predict_view
 from zim_sa3d.field import psnr, render_view
+from zim_sa3d.field_note import write_note
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.nerfstudio_field import NerfstudioField
 from zim_sa3d.readers import read_transforms
@@ -156,6 +157,6 @@ def test_broken_runs_are_one_line(folder, tmp_path):
             seed=0,
             method="nerfacta",
         )
-    (tmp_path / "field.json").write_text('{"backend": "nerfstudio"}')
+    write_note(tmp_path, {"backend": "nerfstudio"})
     with pytest.raises(CheckpointError, match="is damaged"):
         backends.load(tmp_path, "cpu")

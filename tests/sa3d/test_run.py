@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,48 @@ def test_field_and_grid_come_back_from_the_folder(folder):
     assert np.abs(first - scene.views[0].rgb()).mean() < 30
     if (folder / "mask_grid.npz").is_file():
         assert (MaskGrid.load(folder / "mask_grid.npz").value > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda note: note.pop("version"), "an older zim-sa3d"),
+        (lambda note: note.update(version=note["version"] + 1), "a newer zim-sa3d"),
+        (lambda note: note.pop("space"), "is damaged"),
+    ],
+)
+def test_a_field_of_another_version_is_refused_in_one_line(
+    ball_field, tmp_path, capsys, change, text
+):
+    synthetic_scene(tmp_path / "scene", size=16, views=3)
+    ball_field.save(tmp_path)
+    note = json.loads((tmp_path / "field.json").read_text())
+    change(note)
+    (tmp_path / "field.json").write_text(json.dumps(note))
+    assert main(["train", "--scene", "synthetic", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert text in error
+    assert "train again with --overwrite" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_only_poses_of_other_pictures_are_told_by_the_poor_fit(tmp_path, capsys, shuffled):
+    scene = synthetic_scene(tmp_path / "scene", size=24, views=16)
+    path = tmp_path / "scene" / "transforms.json"
+    about = json.loads(path.read_text())
+    if shuffled:
+        order = np.random.default_rng(0).permutation(len(scene.views))
+        poses = [about["frames"][k]["transform_matrix"] for k in order]
+        for frame, pose in zip(about["frames"], poses, strict=True):
+            frame["transform_matrix"] = pose
+        path.write_text(json.dumps(about))
+    given = read_transforms(tmp_path / "scene")
+    train_grid(given, GridSettings((24, 32), (40, 60), 384, (32, 48))).save(tmp_path)
+    assert main(["train", "--scene", "synthetic", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    hint = re.search(r"PSNR is 1\d\.\d dB, which is low: are the poses right", printed.err)
+    assert bool(hint) == shuffled, printed
 
 
 def test_gradient_and_closed_form_give_the_same_object(folder):

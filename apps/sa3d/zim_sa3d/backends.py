@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from zim.errors import CheckpointError
 from zim_sa3d.field import RadianceField
+from zim_sa3d.field_note import read_note
 from zim_sa3d.grid_field import GridField, GridSettings, train_grid
 from zim_sa3d.scene import Scene
 
@@ -77,18 +76,9 @@ def load(folder: Path, device: str) -> RadianceField:
     """Read the field that :func:`train` wrote, whichever it is.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or of another version.
     """
-    path = folder / "field.json"
-    try:
-        backend = json.loads(path.read_text(encoding="utf-8")).get("backend")
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} holds no trained field; run zim-sa3d train first"
-        ) from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged; train again with --overwrite") from error
-    if backend == "nerfstudio":
+    if read_note(folder).get("backend") == "nerfstudio":
         from zim_sa3d.nerfstudio_field import NerfstudioField
 
         return NerfstudioField.load(folder, device)

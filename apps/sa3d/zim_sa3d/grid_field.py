@@ -6,7 +6,6 @@ trilinear interpolation, coarse first, then fine; empty space is skipped once it
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from zim._progress import track
 from zim.errors import CheckpointError
 from zim.output import atomic_write
 from zim_sa3d.field import Samples
+from zim_sa3d.field_note import read_note, write_note
 from zim_sa3d.scene import Scene
 from zim_sa3d.space import Space, from_dict
 
@@ -164,11 +164,10 @@ class GridField:
         """Write ``field.safetensors`` and ``field.json``; return the former."""
         from safetensors.torch import save
 
-        about: dict[str, Any] = {"backend": "grid", "space": self.space.to_dict()}
-        about["samples"] = self.samples
         path = folder / "field.safetensors"
         atomic_write(path, save({"voxels": self.voxels.detach().half(), "sky": self.sky.detach()}))
-        atomic_write(folder / "field.json", (json.dumps(about, indent=1) + "\n").encode())
+        space = self.space.to_dict()
+        write_note(folder, {"backend": self.backend, "space": space, "samples": self.samples})
         return path
 
     @classmethod
@@ -176,12 +175,12 @@ class GridField:
         """Read what :meth:`save` wrote.
 
         Raises:
-            CheckpointError: the files are missing or damaged.
+            CheckpointError: the files are missing, damaged or of another version.
         """
         from safetensors.torch import load
 
+        about = read_note(folder)
         try:
-            about = json.loads((folder / "field.json").read_text(encoding="utf-8"))
             tensors = load((folder / "field.safetensors").read_bytes())
             space = from_dict(about["space"])
             field = cls(space, tensors["voxels"].float(), tensors["sky"], int(about["samples"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from zim._extras import require
 from zim.errors import CheckpointError, ConfigError
-from zim.output import atomic_write
 from zim_sa3d.field import Samples
+from zim_sa3d.field_note import FILE, read_note, write_note
 from zim_sa3d.nerfstudio_runs import EXTRA, Frame, build_model, capture_of, open_run
 from zim_sa3d.scene import Scene
 from zim_sa3d.space import MARGIN, Space, from_dict
@@ -159,7 +158,7 @@ class NerfstudioField:
             "box": capture.box.tolist(),
             "views": len(capture.files),
         }
-        atomic_write(folder / "field.json", (json.dumps(about, indent=1) + "\n").encode())
+        write_note(folder, about)
         return field
 
     @classmethod
@@ -167,15 +166,15 @@ class NerfstudioField:
         """Open the run that :meth:`adopt` noted.
 
         Raises:
-            CheckpointError: the note is damaged, or the run is gone.
+            CheckpointError: the note is damaged or of another version, or the run is gone.
         """
+        about = read_note(folder)
         try:
-            about = json.loads((folder / "field.json").read_text(encoding="utf-8"))
             frame = Frame(np.array(about["transform"], np.float64), float(about["scale"]))
             space, box = from_dict(about["space"]), torch.tensor(about["box"])
             config, views = Path(about["config"]), int(about["views"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / 'field.json'} is damaged ({error!r}); train again with --overwrite"
+                f"{folder / FILE} is damaged ({error!r}); train again with --overwrite"
             ) from error
         return cls(build_model(open_run(config), box, views, device), frame, space, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from zim.output import atomic_write, save_alpha, save_rgb
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
-from zim_sa3d import backends, export
+from zim_sa3d import backends, export, field_note
 from zim_sa3d.field import RadianceField, psnr, render_view
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
@@ -57,7 +58,7 @@ class Run:
 
     def field(self, scene: Scene) -> RadianceField:
         """Train the field, or load it if that was done before."""
-        args, path = self.args, self.folder / "field.json"
+        args, path = self.args, self.folder / field_note.FILE
         device = backends.device_of(args.device)
         with timed(self.report.seconds, "train"):
             if path.is_file() and not args.overwrite:
@@ -83,6 +84,8 @@ class Run:
             ]
         self.report.metrics["psnr"] = round(float(np.mean(values)), 3)
         self.report.metrics["psnr_views"] = "held out" if scene.held_out else "training view"
+        if self.report.metrics["psnr"] < _POOR:  # now, before more time goes into it
+            sys.stderr.write(f"zim-sa3d: {self._fit()}\n")
         return field
 
     def prompt(self, scene: Scene) -> ScenePrompt:
@@ -193,11 +196,14 @@ class Run:
         return done
 
     def _fit(self) -> str:
-        """Say how well the field fits, for errors of segmentation that may come from there."""
+        """Say how well the field fits; most that goes wrong later comes from there."""
         found = self.report.metrics.get("psnr", float("nan"))
         text = f"the field's PSNR is {found:.1f} dB"
         if found < _POOR:
-            text += ", which is low: are the poses right, and --steps not too few?"
+            text += (
+                ", which is low: are the poses right and each its picture's own, "
+                "and --steps not too few?"
+            )
         return text
 
     def measure(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:

@@ -17,6 +17,7 @@ from zim._extras import require
 from zim.commandline import Report
 from zim.errors import ZimError
 from zim.images import load_image
+from zim_sa3d import field_note
 from zim_sa3d.field import render_view
 from zim_sa3d.picture_plane import PicturePlane
 from zim_sa3d.runs import Run
@@ -147,7 +148,7 @@ class Page:
 
     def _surroundings(self) -> None:
         """Show the scene as points that the field puts into some views."""
-        if not (self.work.folder / "field.json").is_file():
+        if not (self.work.folder / field_note.FILE).is_file():
             return
         field = self.work.field(self.scene)
         step = max(1, len(self.scene.train) // _LOOKS)
