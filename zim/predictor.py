@@ -8,8 +8,6 @@ means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,21 +15,24 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from zim.config import ConvEncoderConfig
 from zim.errors import ImageError, PromptError
 from zim.framing import GUESSED, OUTSIDE, WHOLE, Window, object_region, paste_low_res
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
+from zim.parallel import processors, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.upsample import guided_upsample
 from zim.views import View, decode_views, encode_views
 
-#: crops that are encoded and decoded together
-CROPS = 16
+#: crops that are encoded and decoded at a time, by all threads together
+CROPS = 12
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
 #: there, alpha below this is background and above one minus it foreground: small networks never
@@ -328,28 +329,52 @@ class ZimPredictor:
                 mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
 
         windows = self._windows(asked, tokens) if self.model.config.framing else [None] * len(asked)
-        whole = [i for i, window in enumerate(windows) if window is None]
-        cropped = [i for i, window in enumerate(windows) if window is not None]
         side = self.model.config.image_size // 2
         low = torch.empty(len(asked), count, side, side, device=self.device)
         iou = low.new_empty(len(asked), count)
-        if whole:
-            low[whole], iou[whole] = self._decode_whole([asked[i] for i in whole], tokens)
-            for i in whole:
+
+        def look(rows: list[int]) -> None:
+            low[rows], iou[rows] = self._decode_whole([asked[i] for i in rows], tokens)
+            for i in rows:
                 k = asked[i][0]
                 place(i, low[i], self._views[k].frame, self._pictures[k], None)
+
+        def look_closer(rows: list[int]) -> None:
+            crops = [(asked[i], windows[i]) for i in rows]
+            self._decode_crops(rows, crops, tokens, low, iou, place)
+
+        self._in_parts(look, [i for i, window in enumerate(windows) if window is None])
         # those with a mask apart from those without, which cannot share a batch
-        cropped.sort(key=lambda i: asked[i][1].mask is None and asked[i][1].low_res is None)
-        for _, run in itertools.groupby(
-            cropped, key=lambda i: asked[i][1].mask is None and asked[i][1].low_res is None
-        ):
-            indices = list(run)
-            for start in range(0, len(indices), CROPS):
-                rows = indices[start : start + CROPS]
-                crops = [(asked[i], windows[i]) for i in rows]
-                self._decode_crops(rows, crops, tokens, low, iou, place)
+        cropped = [i for i, window in enumerate(windows) if window is not None]
+        for wanted in (True, False):
+            rows = [i for i in cropped if _has_mask(asked[i][1]) == wanted]
+            self._in_parts(look_closer, rows, CROPS)
         sizes = [len(some) for some in prompts]
         return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
+
+    def _in_parts(
+        self, work: Callable[[list[int]], None], rows: list[int], most: int | None = None
+    ) -> None:
+        """Call ``work`` on parts of ``rows``, at most ``most`` rows at a time.
+
+        What a small network does on a CPU is spread over threads: its layers are too short for all
+        of them together, and cues and enlarging take one processor each.
+        """
+        if not rows:
+            return
+        most = most or len(rows)
+        rounds = -(-len(rows) // most)
+        small = isinstance(self.model.config.encoder, ConvEncoderConfig)
+        if not small or self.device.type != "cpu":
+            for part in np.array_split(rows, rounds):
+                work(part.tolist())
+            return
+
+        def in_mode(part: NDArray[np.int64]) -> None:
+            with torch.inference_mode():  # a mode of the thread, not of the process
+                work(part.tolist())
+
+        spread(in_mode, np.array_split(rows, min(len(rows), rounds * workers())))
 
     def _decode_whole(
         self, asked: list[tuple[int, Prompt]], tokens: slice
@@ -389,7 +414,7 @@ class ZimPredictor:
                 place(i, parts[row], views[row].frame, cuts[row], window)
                 low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
 
-        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1, 4)) as pool:
+        with ThreadPoolExecutor(min(len(rows), processors())) as pool:
             list(pool.map(fill, range(len(rows))))
 
     def _windows(self, asked: list[tuple[int, Prompt]], tokens: slice) -> list[Window | None]:
@@ -397,11 +422,15 @@ class ZimPredictor:
         regions: list[np.ndarray | None] = [p.box for _, p in asked]
         unknown = [i for i, region in enumerate(regions) if region is None]
         if unknown:
-            low, _ = self._decode_whole([asked[i] for i in unknown], tokens)
-            for row, i in enumerate(unknown):
-                k, prompt = asked[i]
-                positive = prompt.points[prompt.labels == POSITIVE]
-                regions[i] = object_region(low[row], self._views[k].frame, positive)
+
+            def look(rows: list[int]) -> None:
+                low, _ = self._decode_whole([asked[i] for i in rows], tokens)
+                for row, i in enumerate(rows):
+                    k, prompt = asked[i]
+                    positive = prompt.points[prompt.labels == POSITIVE]
+                    regions[i] = object_region(low[row], self._views[k].frame, positive)
+
+            self._in_parts(look, unknown)
         factor = self.model.config.framing
         return [
             None
@@ -421,6 +450,10 @@ def _read(image: Any, image_format: str) -> np.ndarray:
         raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
     rgb = load_image(image).rgb
     return rgb if image_format == "RGB" else np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _has_mask(prompt: Prompt) -> bool:
+    return prompt.mask is not None or prompt.low_res is not None
 
 
 def _or_everything(prompt: Prompt, frame: Frame) -> Prompt:

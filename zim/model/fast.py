@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zim.model import winograd
+
 _ATTRIBUTE = "_derived"
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
 
@@ -111,6 +113,13 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     if not (isinstance(norm, nn.BatchNorm2d) and allowed(norm)):
         return norm(conv(x))
     sources = (conv.weight, *norm_sources(norm))
+    shape = (conv.kernel_size, conv.stride, conv.padding)
+    if shape == ((3, 3), (1, 1), (1, 1)) and winograd.suits(x, conv.out_channels):
+
+        def transform() -> winograd.Kernel:
+            return winograd.make_kernel(*fold_norm(conv.weight, norm))
+
+        return winograd.convolve(x, cached(conv, "winograd", sources, transform))
     weight, bias = cached(conv, "folded", sources, lambda: fold_norm(conv.weight, norm))
     return F.conv2d(x, weight, bias, conv.stride, conv.padding)  # pyright: ignore
 

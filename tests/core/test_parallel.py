@@ -1,0 +1,103 @@
+"""Work spread over threads: everything once, torch's threads shared out and given back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import zim
+from zim.model.fast import plain_forms, plain_requested
+from zim.parallel import processors, spread
+from zim.testing import TINY_NANO, picture, tiny_model
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_every_job_once_with_half_of_the_threads() -> None:
+    seen: list[Any] = []
+    meet = threading.Barrier(2)
+
+    def work(job: int) -> None:
+        if job < 2:
+            meet.wait(30)  # passes only when two jobs run at once
+        torch.ones(1 << 18).add_(1)
+        seen.append((job, torch.get_num_threads(), processors(), plain_requested()))
+
+    with plain_forms():
+        spread(work, range(5))
+    assert sorted(seen) == [(job, 1, 1, True) for job in range(5)]
+    assert (torch.get_num_threads(), processors()) == (2, 2)
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_first_error_is_raised_and_ends_it() -> None:
+    done: list[int] = []
+
+    def work(job: int) -> None:
+        if job == 0:
+            raise ValueError("job 0")
+        done.append(job)
+
+    with pytest.raises(ValueError, match="job 0"):
+        spread(work, range(10_000))
+    assert len(done) < 9_999
+
+
+def test_one_thread_works_in_order_where_it_is() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        names: list[tuple[int, int]] = []
+        spread(lambda job: names.append((job, threading.get_ident())), range(3))
+    finally:
+        torch.set_num_threads(before)
+    assert names == [(job, threading.get_ident()) for job in range(3)]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("config", "size", "tolerance"),
+    [(TINY_NANO, (301, 397), 1e-4), ("nano", (131, 223), 1e-3)],
+    ids=["tiny_nano", "nano"],
+)
+def test_a_batch_over_threads_equals_one_by_one(
+    config: Any, size: tuple[int, int], tolerance: float
+) -> None:
+    """Boxes, clicks, both, masks and nothing at all, on a picture of odd sides."""
+    height, width = size
+    predictor = zim.ZimPredictor(tiny_model(config))
+    predictor.set_image(picture(height, width))
+    mask = np.zeros(size, np.float32)
+    mask[20:60, 20:70] = 1
+    prompts: list[dict[str, Any]] = [
+        {"box": (10, 12, 51, 60)},
+        {"points": [(60, 41, 1)]},
+        {"box": (30, 21, 99, 64), "points": [(50, 40, 1), (35, 25, 0)]},
+        {},
+        {"box": (15, 15, 75, 70), "mask": mask},
+        {"box": (100, 50, 121, 81)},
+    ]
+    together = predictor.predict_batch(prompts)
+    for i, prompt in enumerate(prompts):
+        alone = predictor.predict_batch([prompt])
+        np.testing.assert_allclose(together[0][i], alone[0][0], atol=tolerance)
+        np.testing.assert_allclose(together[1][i], alone[1][0], atol=tolerance)
+        np.testing.assert_allclose(together[2][i], alone[2][0], atol=10 * tolerance)

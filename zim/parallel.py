@@ -1,0 +1,72 @@
+"""Work spread over processors, every part with its own share of torch's threads.
+
+Two threads that compute half of the pictures each are faster than two threads that share every
+convolution of a small network: nothing waits for the other half of a layer, and what numpy and
+OpenCV do with one processor happens while another is in torch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+Job = TypeVar("Job")
+
+#: threads started for one call: each has maps of its own in memory
+MOST = 4
+
+_own = threading.local()
+
+
+def processors() -> int:
+    """Return how many processors the calling thread may keep busy, at most :data:`MOST`."""
+    return min(getattr(_own, "share", None) or os.cpu_count() or 1, MOST)
+
+
+def workers() -> int:
+    """Return how many threads :func:`spread` starts at most: no more than torch has here."""
+    import torch
+
+    # other builds of torch have one number of threads for the whole process
+    openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
+    return min(processors(), torch.get_num_threads()) if openmp else 1
+
+
+def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
+    """Call ``work`` for every job, side by side where torch has several threads.
+
+    Each worker has an equal share of the caller's torch threads, and sees the caller's context
+    variables. Modes of torch that belong to a thread (``inference_mode``) ``work`` enters itself.
+    The first error is raised here, and jobs that have not begun are dropped.
+    """
+    count = min(workers(), len(jobs))
+    if count <= 1:
+        for job in jobs:
+            work(job)
+        return
+    import torch
+
+    mine, share = torch.get_num_threads(), max(1, processors() // count)
+    started = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        _own.share = share
+        torch.get_num_threads()  # a thread takes over the number set last when it first asks
+        torch.set_num_threads(mine // count)
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, "zim-spread", begin)
+    try:
+        futures = [pool.submit(copy_context().run, work, job) for job in jobs]
+        started.wait()
+        # Changes nothing here, but threads that meet torch from now on take the latest number.
+        torch.set_num_threads(mine)
+        for future in futures:
+            future.result()
+    finally:
+        started.abort()  # nobody waits for a thread that could not be started
+        pool.shutdown(cancel_futures=True)
