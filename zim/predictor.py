@@ -311,9 +311,7 @@ class ZimPredictor:
         count = len(range(self.model.config.decoder.mask_tokens)[tokens])
         blank = OUTSIDE if logits else torch.tensor(OUTSIDE).sigmoid().item()
         full = [
-            torch.full((len(some), count, *view.frame.original), blank, device=device)
-            if self.model.config.framing
-            else torch.empty(len(some), count, *view.frame.original, device=device)
+            _room((len(some), count, *view.frame.original), device)
             for view, some in zip(self._views, prompts, strict=True)
         ]
         mattes = [row for some in full for row in some]
@@ -326,6 +324,7 @@ class ZimPredictor:
             if window is None:
                 mattes[i].copy_(matte)
             else:
+                mattes[i].fill_(blank)
                 mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
 
         windows = self._windows(asked, tokens) if self.model.config.framing else [None] * len(asked)
@@ -374,7 +373,11 @@ class ZimPredictor:
             with torch.inference_mode():  # a mode of the thread, not of the process
                 work(part.tolist())
 
-        spread(in_mode, np.array_split(rows, min(len(rows), rounds * workers())))
+        count = workers()
+        parts = np.array_split(rows, min(len(rows), rounds * count))
+        if rounds > 1:  # short parts at the end, so that nobody waits long for the last one
+            parts[-count:] = [half for part in parts[-count:] for half in np.array_split(part, 2)]
+        spread(in_mode, parts)
 
     def _decode_whole(
         self, asked: list[tuple[int, Prompt]], tokens: slice
@@ -450,6 +453,13 @@ def _read(image: Any, image_format: str) -> np.ndarray:
         raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
     rgb = load_image(image).rgb
     return rgb if image_format == "RGB" else np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an uninitialised float32 tensor."""
+    if device.type == "cpu":  # numpy asks Linux for large pages, which are there much sooner
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
 
 
 def _has_mask(prompt: Prompt) -> bool:

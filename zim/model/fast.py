@@ -177,25 +177,28 @@ def unshuffled_kernel(weight: Tensor) -> Tensor:
     return merged.contiguous(memory_format=torch.channels_last)
 
 
-def convolve_twice(x: Tensor, merged: Tensor, weight: Tensor) -> Tensor:
+def convolve_twice(x: Tensor, merged: Tensor | winograd.Kernel, weight: Tensor) -> Tensor:
     """Enlarge by two and convolve 3 x 3 with zero padding, in phases.
 
     Args:
         x: ``b in h w``, both sides at least 2.
-        merged: from :func:`twice_kernel`.
+        merged: from :func:`twice_kernel`, as it is or transformed.
         weight: the plain ``out in 3 3`` kernel, for the rim: there the enlargement repeats the
             last row while the convolution pads with zeros, which no single kernel does.
 
     Returns:
         ``b (4 * out) h w`` in phases.
     """
-    y = F.conv2d(x, merged, padding=1)
+    if isinstance(merged, winograd.Kernel):
+        y = winograd.convolve(x, merged)
+    else:
+        y = F.conv2d(x, merged, padding=1)
     top, bottom, left, right = _rim(x, weight)
     y[:, :, 0], y[:, :, -1], y[..., 0], y[..., -1] = top, bottom, left, right
     return y
 
 
-def fuse_twice(x: Tensor, merged: Tensor, weight: Tensor, half: Tensor) -> Tensor:
+def fuse_twice(x: Tensor, merged: Tensor | winograd.Kernel, weight: Tensor, half: Tensor) -> Tensor:
     """Return ``relu(convolve_twice(x, merged, weight) + half)``, in one pass where there is one.
 
     oneDNN adds and clips while a large map is still in registers; the operator that says so is the
@@ -203,7 +206,8 @@ def fuse_twice(x: Tensor, merged: Tensor, weight: Tensor, half: Tensor) -> Tenso
     """
     fused = _convolve_add_relu()
     large = x.shape[-1] * x.shape[-2] >= 128 * 128 and half.shape[0] == x.shape[0]
-    if fused is None or not large or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    transformed = isinstance(merged, winograd.Kernel)
+    if fused is None or not large or transformed or x.dtype != torch.bfloat16 or not x.is_cpu:
         return convolve_twice(x, merged, weight).add_(half).relu_()
     ones = [1, 1]
     y = fused(x, half, merged, None, ones, ones, ones, 1, "add", 1.0, "relu", [], "none")

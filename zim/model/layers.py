@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zim.model.fast import conv_norm
+from zim.model.fast import allowed, conv_norm
 
 
 class LayerNorm2d(nn.Module):
@@ -97,7 +97,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``b c h w`` to the same shape."""
         conv, norm = self.conv2
-        return F.relu(x + conv_norm(conv, norm, self.conv1(x)))  # pyright: ignore
+        y = conv_norm(conv, norm, self.conv1(x))  # pyright: ignore
+        return y.add_(x).relu_() if allowed(self) else F.relu(x + y)
 
 
 def in_float32(moved: Tensor, original: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ exists, the norm is folded, and the last step's result stays in phases up to the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zim.config import DecoderConfig
+from zim.model import winograd
 from zim.model.fast import (
     allowed,
     cached,
@@ -101,7 +103,15 @@ class FusionStep(nn.Module):
         kernels = self._kernels()
         if cues is not None:
             half = half + F.conv2d(to_phases(cues), kernels.cues, padding=1)
-        return fuse_twice(x, kernels.merged, kernels.up, half)
+        merged = kernels.merged
+        if winograd.suits(x, len(merged)):
+            make = functools.partial(winograd.make_kernel, merged, None)
+            merged = cached(self, "winograd", self._sources(), make)
+        return fuse_twice(x, merged, kernels.up, half)
+
+    def _sources(self) -> tuple[Tensor, ...]:
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        return (self.conv.weight, *norm_sources(self.norm))
 
     def _kernels(self) -> _Kernels:
         """Return the kernels of inference, derived from the weight and the norm."""
@@ -116,7 +126,7 @@ class FusionStep(nn.Module):
             image, up, cues = (p.contiguous(memory_format=torch.channels_last) for p in parts)
             return _Kernels(image, bias, up, twice_kernel(up), unshuffled_kernel(cues))
 
-        return cached(self, "kernels", (self.conv.weight, *norm_sources(norm)), make)
+        return cached(self, "kernels", self._sources(), make)
 
     def joint(self, detail: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
         """Do the same in one convolution over the concatenation (reference)."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 _OUT, _IN = 4, 6
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 #: tiles transformed at a time, so that they are still in the cache when they are multiplied
-_TILES = 64
+_TILES = 128
 #: with fewer channels than this the transforms cost more than the products save
 _CHANNELS = 64
 
