@@ -85,6 +85,11 @@ def test_zim_commands_work_as_typed(line: str, workdir: Path) -> None:
 def test_pages_answer_until_interrupted(line: str, workdir: Path) -> None:
     words = shlex.split(line)
     program = Path(sys.executable).parent / words[0]
+    if words[:2] == ["zim-sa3d", "view"]:  # of the folder that the line before it makes
+        from zim_sa3d.synthetic import synthetic_scene
+
+        folder = workdir / words[words.index("--output") + 1]
+        synthetic_scene(folder / "scene", size=64, views=8)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with subprocess.Popen(

@@ -38,10 +38,28 @@ def test_a_click_from_the_side_meets_the_picture_where_it_hangs():
 
 @pytest.mark.skipif(importlib.util.find_spec("viser") is not None, reason="viser is installed")
 def test_without_viser_it_says_how_to_get_it(tmp_path, capsys):
-    assert main(["view", "--output", str(tmp_path)]) == 1
+    assert main(["view", "--scene", "synthetic", "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "zim-toolkit[view]" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "nothing to look at; give --output"),
+        (["--output", "runs/dmeo"], "runs/dmeo does not exist; give --output the folder of a run"),
+        (["--output", "empty"], "empty holds no scene; give --output the folder of a run"),
+    ],
+)
+def test_a_mistyped_run_folder_is_no_empty_page(tmp_path, monkeypatch, capsys, words, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main(["view", *words]) == 1
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]  # nothing was made on the way
 
 
 @pytest.mark.slow

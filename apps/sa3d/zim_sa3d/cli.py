@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from zim.commandline import Command, Report, positive_int, run_command, run_program
+from zim.commandline import Command, Report, UsageError, positive_int, run_command, run_program
 from zim.commands.prompt_flags import parse_box, parse_point
+from zim.errors import ZimError
 from zim_sa3d.presets import POINTS
 
 
-def _configure(parser: argparse.ArgumentParser, scene: str | None = None) -> None:
+def _configure(
+    parser: argparse.ArgumentParser, scene: str | None = None, *, required: bool = True
+) -> None:
     group = parser.add_argument_group("scene")
     group.add_argument(
         "--scene",
         default=scene,
-        required=scene is None,
+        required=required and scene is None,
         metavar="NAME|FOLDER",
         help="synthetic (built in), an LLFF or 360 scene by name, or a folder with "
         f"transforms.json, poses_bounds.npy or COLMAP's sparse/0; presets: {', '.join(POINTS)}",
@@ -185,13 +189,32 @@ def _view_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
     group.add_argument("--port", type=positive_int, default=8080, metavar="N", help="port [8080]")
-    _configure(parser, "synthetic")
+    _configure(parser, required=False)  # a run folder knows its scene
 
 
 def _view(args: argparse.Namespace) -> Report:
+    if args.scene is None:
+        _check_run_folder(args)
     from zim_sa3d.view import serve
 
     return serve(args)
+
+
+def _check_run_folder(args: argparse.Namespace) -> None:
+    """Refuse to show a run folder that is none: a mistyped name is no wish for an empty page."""
+    if args.output is None:
+        raise ZimError(
+            "nothing to look at; give --output with the folder of a run, or a scene with --scene"
+        )
+    folder = Path(args.output).expanduser()
+    if not (folder / "scene" / "transforms.json").is_file():
+        what = "holds no scene" if folder.exists() else "does not exist"
+        raise ZimError(
+            f"{folder} {what}; give --output the folder of a run, make one with "
+            f"zim-sa3d demo --output {folder}, or name a scene with --scene"
+        )
+    if args.overwrite:
+        raise UsageError("--overwrite would prepare the scene anew; name it with --scene")
 
 
 ALL = Command(
