@@ -11,7 +11,6 @@ The classical answer itself is made in :mod:`zim.classical`.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from zim.classical import Marks, border_strip, classical_matte, guess_from_clicks
 from zim.errors import PromptError
-from zim.parallel import processors
+from zim.parallel import each
 
 #: number of planes ``compute_cues`` returns
 CUE_PLANES = 6
@@ -72,11 +71,8 @@ def compute_cues(
     ]
     planes = np.zeros((len(prompts), CUE_PLANES, side, side), np.float32)
     planes[:, 0] = -1.0
-    # always a worker thread, so that the caller's OpenCV random generator stays as it was
-    workers = max(1, min(len(prompts), processors()))
-    with ThreadPoolExecutor(workers) as pool:
-        for b, result in enumerate(pool.map(lambda p: _planes(half, lab, p), prompts)):
-            planes[b, :, :height, :width] = result
+    for b, result in enumerate(each(lambda p: _planes(half, lab, p), prompts)):
+        planes[b, :, :height, :width] = result
     return planes
 
 

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 #: threads started for one call: each has maps of its own in memory
 MOST = 4
@@ -34,6 +35,18 @@ def workers() -> int:
     # other builds of torch have one number of threads for the whole process
     openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
     return min(processors(), torch.get_num_threads()) if openmp else 1
+
+
+def each(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    """Return ``work`` of every job, done side by side by numpy and OpenCV.
+
+    It happens in threads of ours, so that the caller's OpenCV random generator stays as it was;
+    called in one that has no share to give away, it happens right there.
+    """
+    if getattr(_own, "share", None) == 1:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(max(1, min(len(jobs), processors()))) as pool:
+        return list(pool.map(work, jobs))
 
 
 def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:

@@ -9,7 +9,6 @@ means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,7 +24,7 @@ from zim.framing import GUESSED, OUTSIDE, WHOLE, Window, object_region, paste_lo
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
-from zim.parallel import processors, spread, workers
+from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.upsample import guided_upsample
@@ -417,8 +416,7 @@ class ZimPredictor:
                 place(i, parts[row], views[row].frame, cuts[row], window)
                 low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
 
-        with ThreadPoolExecutor(min(len(rows), processors())) as pool:
-            list(pool.map(fill, range(len(rows))))
+        each(fill, range(len(rows)))
 
     def _windows(self, asked: list[tuple[int, Prompt]], tokens: slice) -> list[Window | None]:
         """Choose where to look again: round the box, or round what a first look finds."""

@@ -8,6 +8,7 @@ matte's own resolution, enlarged, and applied to the picture at full resolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -66,46 +67,47 @@ def _coefficients(
 ) -> NDArray[np.float32]:
     """Return ``a`` (for R, G, B in 0 to 255) and ``b`` at the size of ``values``, h x w x 4."""
     height, width = values.shape
-    colour = cv2.resize(guide, (width, height), interpolation=cv2.INTER_AREA)
-    colour = np.asarray(colour, dtype=np.float32) * np.float32(1 / 255)
+    # Plane by plane: numpy is twice as fast on them as on interleaved colours.
+    planes = cv2.split(cv2.resize(guide, (width, height), interpolation=cv2.INTER_AREA))
+    colour = [np.multiply(plane, np.float32(1 / 255), dtype=np.float32) for plane in planes]
 
     def mean(x: NDArray[Any]) -> NDArray[Any]:
         side = 2 * radius + 1
         return np.asarray(cv2.blur(x, (side, side), borderType=cv2.BORDER_REPLICATE))
 
     # Sums of squares lose digits; taken around the overall mean they lose fewer.
-    colour_mid, value_mid = colour.mean((0, 1)), values.mean()
-    colour -= colour_mid
+    colour_mid, value_mid = [plane.mean() for plane in colour], values.mean()
+    colour = [plane - mid for plane, mid in zip(colour, colour_mid, strict=True)]
     centred = values - value_mid
-    mean_colour, mean_value = mean(colour), mean(centred)
-    with_value = mean(colour * centred[..., None]) - mean_colour * mean_value[..., None]
+    mean_colour, mean_value = [mean(plane) for plane in colour], mean(centred)
+    with_value = [mean(colour[i] * centred) - mean_colour[i] * mean_value for i in range(3)]
     covariance = {}
     for i in range(3):
         for j in range(i + 1):
-            moment = mean(colour[..., i] * colour[..., j])
-            covariance[i, j] = moment - mean_colour[..., i] * mean_colour[..., j]
+            moment = mean(colour[i] * colour[j])
+            covariance[i, j] = moment - mean_colour[i] * mean_colour[j]
         covariance[i, i] += np.float32(eps)
     slope = _solve(covariance, with_value)
-    offset = mean_value - (slope * mean_colour).sum(-1)
+    offset = mean(mean_value - _dot(slope, mean_colour))
+    slope = [mean(plane) for plane in slope]
+    offset += value_mid - _dot(slope, colour_mid)
+    line = [*(plane * np.float32(1 / 255) for plane in slope), offset]
+    return np.asarray(cv2.merge(line), np.float32)
 
-    line = np.empty((height, width, 4), dtype=np.float32)
-    line[..., :3] = slope
-    line[..., 3] = offset
-    line = mean(line)
-    line[..., 3] += value_mid - line[..., :3] @ colour_mid
-    line[..., :3] *= np.float32(1 / 255)
-    return line
+
+def _dot(planes: Sequence[NDArray[Any]], factors: Sequence[Any]) -> NDArray[Any]:
+    return planes[0] * factors[0] + planes[1] * factors[1] + planes[2] * factors[2]
 
 
 def _solve(
-    matrix: dict[tuple[int, int], NDArray[Any]], right: NDArray[Any]
-) -> NDArray[np.floating[Any]]:
+    matrix: dict[tuple[int, int], NDArray[Any]], right: Sequence[NDArray[Any]]
+) -> list[NDArray[Any]]:
     """Solve one symmetric positive 3 x 3 system per pixel: LDL' on whole planes.
 
     ``matrix`` holds the planes on and below the diagonal. Ten times faster than
     ``numpy.linalg.solve``, which calls LAPACK for every pixel.
     """
-    x, y, z = (right[..., k] for k in range(3))
+    x, y, z = right
     d0 = matrix[0, 0]
     l10, l20 = matrix[1, 0] / d0, matrix[2, 0] / d0
     d1 = matrix[1, 1] - l10 * matrix[1, 0]
@@ -116,7 +118,7 @@ def _solve(
     z = (z - l20 * x - l21 * y) / d2
     y = y / d1 - l21 * z
     x = x / d0 - l10 * y - l20 * z
-    return np.stack([x, y, z], axis=-1)
+    return [x, y, z]
 
 
 def _apply(

@@ -7,7 +7,6 @@ their cues computed side by side, and prompts decoded together whatever view the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from zim.errors import PromptError
 from zim.geometry import Frame
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.model.prompt_encoder import ABSENT
-from zim.parallel import processors
+from zim.parallel import each
 from zim.prompt_batch import mask_logits, pad_prompts
 from zim.prompts import Prompt
 
@@ -207,7 +206,6 @@ def _cues(
     if len(groups) == 1:
         return of_view(groups[0])
     cues = np.empty((len(where), planes, side // 2, side // 2), np.float32)
-    with ThreadPoolExecutor(min(len(groups), processors())) as pool:
-        for (_, rows), found in zip(groups, pool.map(of_view, groups), strict=True):
-            cues[rows] = found
+    for (_, rows), found in zip(groups, each(of_view, groups), strict=True):
+        cues[rows] = found
     return cues
