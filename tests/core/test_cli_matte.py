@@ -485,3 +485,18 @@ def test_interrupt_is_tidy(
     run = Run(capsys, photo, "--model", model, "--output", out)
     assert (run.code, run.out, run.err) == (130, "", "zim matte: interrupted\n")
     assert files(out) == set()
+
+
+def test_a_rival_answers_as_in_batch_and_evaluation(
+    capsys: pytest.CaptureFixture[str], photo: Path, out: Path
+) -> None:
+    words = (photo, "--box", "12,8,78,52", "--model", "grabcut", "--output", out)
+    run = Run(capsys, *words, "--format", "alpha")
+    assert (run.code, run.err) == (0, "")
+    alpha = np.asarray(Image.open(out / "photo.alpha.png")) / 255
+    assert alpha[15:45, 20:70].mean() > 0.9
+    assert alpha[:8].max() == alpha[:, :12].max() == 0
+    for flag in ("--refine", "--multimask"):
+        run = Run(capsys, *words, "--overwrite", flag)
+        assert run.code == 1
+        assert run.err == f"zim matte: {flag} is for ZIM's own models, not grabcut; leave it out\n"

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> Report:
             look = Look(args.bits, args.foreground, args.background or "white")
             look.check()
             session = Session(args.model, args.device, args.dtype)
+            session.check(candidates=CANDIDATES if args.multimask else 1, refine=args.refine)
         with progress_on_stderr():
             for image in track(todo, "matting"):
                 work.cut(image, session, look)

@@ -8,8 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.api import best_matte, load
-from zim.errors import PromptError
+from zim.errors import ConfigError, PromptError
 from zim.foreground import ForegroundMethod
 from zim.images import load_image
 from zim.output import Bits, encode_rgb
@@ -19,6 +18,8 @@ from zim.prompt_json import ObjectPrompt
 from zim.prompts import Prompt
 from zim.refine import refine as sharpen
 from zim.result import Kind, Matte
+from zim.segmenters import load_segmenter
+from zim.segmenters.answer import answer
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,21 @@ class Session:
         Raises:
             ZimError: the model, device or type is unknown, or its weights are missing.
         """
-        self._predictor = ZimPredictor(load(model, device=device, dtype=dtype))
+        self._name = model
+        self._segmenter = load_segmenter(model, device=device, dtype=dtype)
         self._rgb: NDArray[np.uint8] | None = None
         #: the picture's own transparency: what was cut away stays away
         self._alpha: NDArray[np.float32] | None = None
+
+    def check(self, *, candidates: int, refine: bool) -> None:
+        """Refuse what only ZIM's own models can do.
+
+        Raises:
+            ConfigError: several candidates or refining of another model.
+        """
+        if not isinstance(self._segmenter, ZimPredictor) and (refine or candidates > 1):
+            flag = "--refine" if refine else "--multimask"
+            raise ConfigError(f"{flag} is for ZIM's own models, not {self._name}; leave it out")
 
     def read(self, source: str) -> None:
         """Read the picture that all following calls are about; ``-`` is stdin.
@@ -91,7 +103,7 @@ class Session:
 
     def encode(self) -> None:
         """Run the image encoder on the picture."""
-        self._predictor.set_image(self._picture())
+        self._segmenter.set_image(self._picture())
 
     def cut(
         self, asked: ObjectPrompt, *, candidates: int = 1, refine: bool = False
@@ -106,22 +118,22 @@ class Session:
         Raises:
             PromptError: the prompt is malformed or outside the picture.
         """
-        height, width = self._picture().shape[:2]
-        prompt = read_prompt(asked, (height, width))
-        if candidates == 1:
-            answer = best_matte(self._predictor, prompt, refine=refine, within=self._alpha)
-            return [Answer(answer, prompt)]
-        mattes, scores, low_res = self._predictor.predict_batch([prompt], multimask_output=True)
+        rgb, predictor = self._picture(), self._segmenter
+        prompt = read_prompt(asked, (rgb.shape[0], rgb.shape[1]))
+        if candidates == 1 or not isinstance(predictor, ZimPredictor):
+            best = answer(predictor, rgb, prompt, refine=refine, within=self._alpha)
+            return [Answer(best, prompt)]
+        mattes, scores, low_res = predictor.predict_batch([prompt], multimask_output=True)
         best_first = np.argsort(-scores[0])[:candidates]
         if refine:
             for i in best_first:
-                mattes[0, i] = sharpen(self._picture(), mattes[0, i], self._predictor)
+                mattes[0, i] = sharpen(rgb, mattes[0, i], predictor)
         if self._alpha is not None:
             mattes[0] *= self._alpha
         return [
             Answer(
                 Matte(
-                    image=self._picture(),
+                    image=rgb,
                     alpha=mattes[0, i],
                     score=float(scores[0, i]),
                     low_res=low_res[0, i],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zim.predictor import ZimPredictor
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
+from zim.segmenters.answer import answer
 from zim_grounded.candidates import Found
 
 #: boxes decoded together; bounds memory
@@ -22,39 +23,27 @@ Alpha = NDArray[np.float32]
 
 
 def mattes_of(
-    segmenter: Segmenter, size: tuple[int, int], prompts: Sequence[Prompt]
+    segmenter: Segmenter, image: NDArray[np.uint8], prompts: Sequence[Prompt]
 ) -> tuple[list[Alpha], list[float]]:
     """Answer prompts on the picture that is set.
 
     Args:
         segmenter: with its picture set.
-        size: ``(height, width)`` of the picture.
+        image: that picture, H x W x 3 uint8 RGB.
         prompts: boxes or points, one per object.
 
     Returns:
         Mattes H x W float32 in [0, 1] and their predicted quality.
     """
+    if not isinstance(segmenter, ZimPredictor):
+        answers = [answer(segmenter, image, prompt) for prompt in prompts]
+        return [matte.alpha for matte in answers], [matte.score for matte in answers]
     alphas: list[Alpha] = []
     scores: list[float] = []
     for start in range(0, len(prompts), TOGETHER):
-        some = list(prompts[start : start + TOGETHER])
-        if isinstance(segmenter, ZimPredictor):
-            mattes, quality, _ = segmenter.predict_batch(some)
-            alphas += list(mattes[:, 0])
-            scores += quality[:, 0].tolist()
-            continue
-        for prompt in some:
-            points = prompt.points if len(prompt.points) else None
-            mattes, quality, _ = segmenter.predict(
-                point_coords=points,
-                point_labels=None if points is None else prompt.labels,
-                box=prompt.box,
-                mask_input=None,
-                multimask_output=False,
-            )
-            alphas.append(mattes[0])
-            scores.append(float(quality[0]))
-    assert all(alpha.shape == size for alpha in alphas)
+        mattes, quality, _ = segmenter.predict_batch(list(prompts[start : start + TOGETHER]))
+        alphas += list(mattes[:, 0])
+        scores += quality[:, 0].tolist()
     return alphas, scores
 
 

@@ -23,9 +23,9 @@ from zim.errors import PromptError, ZimError
 from zim.images import load_image, read_alpha
 from zim.prompts import Prompt, mask_box
 from zim.protocols import Segmenter
+from zim.segmenters.answer import answer
 from zim_grounded.candidates import CandidateDetector, iou
 from zim_grounded.locate import locate
-from zim_grounded.mattes import mattes_of
 
 #: names the index was seen under
 INDEXES = ("refmatte_rw100_label.json", "eval_index_expression.json")
@@ -135,7 +135,7 @@ def evaluate(
             box = mask_box(target)
         except PromptError as error:
             raise ZimError(f"{entity.mask.name} is empty; remove it from the index") from error
-        true = _row(entity, None, "true", _matte(segmenter, box, target.shape), target)
+        true = _row(entity, None, "true", _matte(segmenter, rgb, box), target)
         rows.append(true | {"found": True, "hit": True})
         for text in entity.expressions if detector is not None else ():
             assert detector is not None
@@ -143,7 +143,7 @@ def evaluate(
             alpha = np.zeros(target.shape, np.float32)
             hit = False
             if seen:
-                alpha = _matte(segmenter, np.array(seen[0].box), target.shape)
+                alpha = _matte(segmenter, rgb, np.array(seen[0].box))
                 hit = iou(seen[0].box, box.tolist()) >= RECALL_IOU
             row = _row(entity, text, "detected", alpha, target)
             rows.append(row | {"found": bool(seen), "hit": hit})
@@ -179,9 +179,8 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
 
 
-def _matte(segmenter: Segmenter, box: NDArray[Any], size: tuple[int, ...]) -> Alpha:
-    shape = (size[0], size[1])
-    return mattes_of(segmenter, shape, [Prompt.create(shape, box=box)])[0][0]
+def _matte(segmenter: Segmenter, rgb: NDArray[np.uint8], box: NDArray[Any]) -> Alpha:
+    return answer(segmenter, rgb, Prompt.create((rgb.shape[0], rgb.shape[1]), box=box)).alpha
 
 
 def _row(

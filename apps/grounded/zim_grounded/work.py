@@ -239,12 +239,11 @@ class Work:
     ) -> tuple[list[NDArray[np.float32]], list[float]]:
         size = (loaded.rgb.shape[0], loaded.rgb.shape[1])
         prompts = [Prompt.create(size, box=f.box) for f in found]
-        return self._answer(loaded, size, prompts, seconds)
+        return self._answer(loaded, prompts, seconds)
 
     def _answer(
         self,
         loaded: LoadedImage,
-        size: tuple[int, int],
         prompts: Sequence[Prompt],
         seconds: dict[str, float],
     ) -> tuple[list[NDArray[np.float32]], list[float]]:
@@ -252,7 +251,7 @@ class Work:
         with timed(seconds, "encode"):
             self.segmenter.set_image(loaded.rgb)
         with timed(seconds, "decode"):
-            alphas, scores = mattes_of(self.segmenter, size, prompts)
+            alphas, scores = mattes_of(self.segmenter, loaded.rgb, prompts)
         if loaded.alpha is not None:  # what was cut away before stays away
             alphas = [alpha * loaded.alpha for alpha in alphas]
         return alphas, scores
@@ -270,7 +269,7 @@ class Work:
         }
         if self.args.boxes_only:
             raise PromptError("--boxes-only leaves nothing to do for a scribble; drop it")
-        alphas, scores = self._answer(loaded, size, [prompt], seconds)
+        alphas, scores = self._answer(loaded, [prompt], seconds)
         return [Instance(None, alphas[0], scores[0], prompt)], table
 
     def _table(
