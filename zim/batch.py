@@ -23,7 +23,7 @@ from zim import plugins
 from zim._extras import require
 from zim._progress import track
 from zim.errors import ConfigError, ImageError, OutputError, PromptError, ZimError
-from zim.output import atomic_write
+from zim.output import atomic_write, make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +107,12 @@ def read_rows(source: Path) -> list[Row]:
     nothing but their suffix keep it in their name.
 
     Raises:
-        ImageError: nothing is there.
+        ImageError: nothing is there, or a single picture.
     """
+    if source.suffix.lower() in _SUFFIXES and source.is_file():
+        raise ImageError(
+            f"{source} is a picture; give its folder or a .jsonl manifest, or use zim matte"
+        )
     if source.is_dir():
         # macOS puts a companion "._x.png" beside every "x.png" it copies
         found = (p for p in source.rglob("*") if not p.name.startswith("."))
@@ -342,9 +346,10 @@ def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     """Claim the output folder for a recipe.
 
     Raises:
-        OutputError: it holds other files, or results of another recipe, and may not be reused.
+        OutputError: it is no folder, holds other files or results of another recipe, and may not be
+            reused.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     path = output / RECIPE
     data = (json.dumps(asdict(recipe), indent=1) + "\n").encode()
     if path.is_file():

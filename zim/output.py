@@ -91,6 +91,20 @@ def quantise(alpha: NDArray[np.floating[Any]], bits: Bits = 8) -> NDArray[Any]:
     return scaled.astype(kind)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that results go to, with those above it.
+
+    Raises:
+        OutputError: it is a file, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{path} is a file; --output takes a folder") from error
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made: {error.strerror or error}") from error
+
+
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Write a file so that it is there completely or not at all.
 

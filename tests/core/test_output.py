@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from zim import output
 from zim.errors import OutputError
 from zim.images import load_image, read_alpha, save_alpha, save_rgb, save_rgba
-from zim.output import atomic_write, encode_alpha, encode_rgb, encode_rgba
+from zim.output import atomic_write, encode_alpha, encode_rgb, encode_rgba, make_folder
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (33, 21, 4), dtype=np.uint8)
@@ -179,3 +179,14 @@ def test_a_large_cut_out_is_encoded_quickly():
     data = encode_rgba(rgba)
     assert time.process_time() - start < 3
     assert len(data) < rgba.size * 1.05
+
+
+def test_a_folder_for_results_is_made_or_the_reason_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for _ in range(2):  # there already: no error
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(OutputError, match=r"file is a file; --output takes a folder"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(OutputError, match=r"file.below cannot be made: Not a directory"):
+        make_folder(tmp_path / "file" / "below")

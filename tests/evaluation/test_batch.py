@@ -212,6 +212,19 @@ def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, model,
     assert "not empty" in capsys.readouterr().err
 
 
+def test_a_picture_for_a_list_and_a_file_for_a_folder_are_one_line(tmp_path, capsys):
+    picture_file, manifest = tmp_path / "a.png", tmp_path / "list.jsonl"
+    cv2.imwrite(str(picture_file), np.zeros((4, 4, 3), np.uint8))
+    manifest.write_text('{"image": "a.png"}')
+    assert main(["batch", str(picture_file), "--output", str(tmp_path / "out")]) == 1
+    assert main(["batch", str(manifest), "--output", str(picture_file)]) == 1
+    error = capsys.readouterr().err
+    assert f"{picture_file} is a picture; give its folder" in error
+    assert f"{picture_file} is a file; --output takes a folder" in error
+    assert error.count("\n") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "list.jsonl"}
+
+
 def test_ranks_and_processes_write_the_same_bytes(folder, tmp_path, model, monkeypatch):
     assert main(batch(folder, tmp_path / "one", model)) == 0
     assert main(batch(folder, tmp_path / "two", model, "--processes", "2")) == 0

@@ -12,9 +12,9 @@ import numpy as np
 
 from zim import viz
 from zim.commandline import Report, UsageError, apply_runtime, timed
-from zim.errors import OutputError, ZimError
+from zim.errors import ZimError
 from zim.metrics import mse
-from zim.output import atomic_write, save_alpha, save_rgb
+from zim.output import atomic_write, make_folder, save_alpha, save_rgb
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -40,9 +40,8 @@ class Run:
         self.args = args
         self.folder = Path(args.output or f"runs/{Path(args.scene).name}").expanduser()
         self.report = Report(model=args.model)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"{self.folder} is a file; --output takes a folder")
-        (self.folder / "scene").mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
+        make_folder(self.folder / "scene")
 
     def scene(self) -> Scene:
         """Prepare the scene, or read it if that was done before."""
