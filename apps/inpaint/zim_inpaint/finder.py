@@ -18,8 +18,8 @@ from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
 from zim.segmenters.answer import answer
+from zim_inpaint.complete import completed
 from zim_inpaint.cover import COVER
-from zim_inpaint.ends import with_ends
 
 
 class Finder:
@@ -34,6 +34,7 @@ class Finder:
         dtype: str = "auto",
         refine: bool = False,
         ends: bool = True,
+        shadow: bool = True,
     ) -> None:
         """Remember what to load.
 
@@ -43,10 +44,12 @@ class Finder:
             device: for both.
             dtype: for the model.
             refine: sharpen mattes at full resolution (ZIM models).
-            ends: add thin ends the matte missed (:mod:`zim_inpaint.ends`).
+            ends: add ends and other parts the matte missed (:mod:`zim_inpaint.complete`).
+            shadow: add the shadow that touches the object.
         """
         self._model, self._detector_name = model, detector
-        self._device, self._dtype, self._refine, self._ends = device, dtype, refine, ends
+        self._device, self._dtype, self._refine = device, dtype, refine
+        self._ends, self._shadow = ends, shadow
         self._segmenter: Segmenter | None = None
         self._detector: Any = None
 
@@ -78,8 +81,7 @@ class Finder:
             matte = answer(self._segmenter, image, prompt, refine=self._refine)
             alpha = matte.alpha
             _check_clicks(alpha, prompt)
-            if self._ends:
-                alpha = with_ends(image, alpha, prompt)
+            alpha = completed(image, alpha, prompt, ends=self._ends, shadow=self._shadow)
             np.maximum(union, alpha, out=union)
             scores.append(matte.score)
         return union, len(asked), min(scores)

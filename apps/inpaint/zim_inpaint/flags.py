@@ -49,7 +49,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ends",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="remove, fill: add thin ends of the object's colours that the matte missed [on]",
+        help="remove, fill: add what the matte missed: thin ends, parts of other colours [on]",
+    )
+    group.add_argument(
+        "--shadow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="remove, fill: add the shadow that touches the object [on]",
     )
 
     group = parser.add_argument_group("what is repainted")

@@ -38,11 +38,11 @@ class RemoveTab:
     def run(self, request: TabRequest) -> TabResult:
         """Return the picture without the objects."""
         from zim_inpaint import inpaint
-        from zim_inpaint.ends import with_ends
+        from zim_inpaint.complete import completed
 
         values, alpha = request.values, request.alpha
         if alpha is not None and values["mode"] != "replace":
-            alpha = with_ends(request.image, alpha)
+            alpha = completed(request.image, alpha)
         result = inpaint(
             request.image,
             alpha,

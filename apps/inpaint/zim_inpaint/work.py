@@ -72,6 +72,7 @@ class _Work:
             dtype=args.dtype,
             refine=args.refine,
             ends=args.ends and args.mode != "replace",
+            shadow=args.shadow and args.mode != "replace",
         )
         self.filler: Filler | None = None
         if not (args.mode == "replace" and args.background):
