@@ -19,6 +19,8 @@ _GRABCUT_SIDE_BOX = 128
 _GRABCUT_SIDE_GUESS = 80
 _GRABCUT_ITERATIONS = 2
 _GEODESIC_SIDE = 64
+#: the object is taken to reach this share of the longest side around a click; certain is far less
+_DISC_SHARE, _SEED_SHARE = 0.25, 0.02
 
 Array = NDArray[Any]  # float32 unless said otherwise
 Mask = NDArray[np.uint8]
@@ -116,6 +118,39 @@ def classical_matte(
     alpha = np.zeros((height, width), np.float32)
     alpha[y0:y1, x0:x1] = cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
     return alpha
+
+
+def matte_of_discs(half: NDArray[np.uint8], prompt: Marks) -> Array:
+    """GrabCut from a wide disc around every positive click: what one large object would be.
+
+    :func:`guess_from_clicks` stops where colours change; a wide disc does not mind an object of several
+    colours, and is wrong about small things.
+
+    Args:
+        half: h x w x 3 RGB uint8, half-size picture.
+        prompt: its positive and negative clicks are used.
+
+    Returns:
+        h x w alpha; 0.5 everywhere where GrabCut has nothing to start from.
+    """
+    height, width = half.shape[:2]
+    scale = min(1.0, _GRABCUT_SIDE_GUESS / max(height, width))
+    size = (max(2, round(width * scale)), max(2, round(height * scale)))
+    small = cv2.resize(half, size, interpolation=cv2.INTER_AREA)
+    trimap = np.full((size[1], size[0]), cv2.GC_PR_BGD, np.uint8)
+    discs = (
+        (prompt.positive, _DISC_SHARE, cv2.GC_PR_FGD),
+        (prompt.positive, _SEED_SHARE, cv2.GC_FGD),
+        (prompt.negative, _SEED_SHARE, cv2.GC_BGD),
+    )
+    for points, share, label in discs:
+        for x, y in points:
+            centre = (round(float(x) * scale), round(float(y) * scale))
+            cv2.circle(trimap, centre, max(1, round(share * max(size))), int(label), -1)
+    hard = _grabcut(small, trimap)
+    if hard is None:
+        return np.full((height, width), 0.5, np.float32)
+    return cv2.resize(_soften(small, hard), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _window(prompt: Marks, start: Array | None, shape: tuple[int, int]) -> tuple[int, ...]:

@@ -140,7 +140,13 @@ class ClickSearch:
         if model.config.cue_planes:
             from zim.cues import compute_cues
 
-            planes = compute_cues(frame.resize(image), points, labels, model.config.image_size)
+            planes = compute_cues(
+                frame.resize(image),
+                points,
+                labels,
+                model.config.image_size,
+                planes=model.config.cue_planes,
+            )
             cues = torch.from_numpy(planes).to(model.device, model.dtype)
         return model.decode_tokens(
             features,

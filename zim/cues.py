@@ -17,15 +17,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.classical import Marks, border_strip, classical_matte, guess_from_clicks
+from zim.classical import (
+    Marks,
+    border_strip,
+    classical_matte,
+    guess_from_clicks,
+    matte_of_discs,
+)
 from zim.errors import PromptError
 from zim.parallel import each
 
-#: number of planes ``compute_cues`` returns
-CUE_PLANES = 6
 #: names of the planes, in order
-CUE_NAMES = ("prior", "colour_ratio", "click_colour", "positive", "negative", "box")
-#: plane 0 is ``logit(alpha) / PRIOR_SCALE``: multiplying by it recovers the classical matte
+CUE_NAMES = ("prior", "colour_ratio", "click_colour", "positive", "negative", "box", "discs")
+#: number of planes ``compute_cues`` returns when it is not asked for fewer
+CUE_PLANES = len(CUE_NAMES)
+#: planes 0 and 6 are ``logit(alpha) / PRIOR_SCALE``: multiplying by it recovers the classical mattes
 PRIOR_SCALE = 4.0
 
 _BINS = 16
@@ -39,6 +45,7 @@ def compute_cues(
     labels: NDArray[np.integer],
     image_size: int,
     mask: NDArray[np.floating] | None = None,
+    planes: int = CUE_PLANES,
 ) -> Array:
     """Describe prompts as planes a network can read.
 
@@ -49,13 +56,15 @@ def compute_cues(
             any label or mask means the whole picture as the box.
         image_size: side S of the square model frame, even.
         mask: optional B x m x m logits of an earlier pass over the whole square frame.
+        planes: how many of the planes, from the first on; 6 or all 7.
 
     Returns:
-        float32 B x 6 x S/2 x S/2: 0 the classical matte as ``logit / 4`` in [-1, 1] (-1 outside
+        float32 B x planes x S/2 x S/2: 0 the classical matte as ``logit / 4`` in [-1, 1] (-1 outside
         the picture), 1 log-likelihood ratio of smoothed Lab histograms in [-1, 1], 2 colour
         likeness to the nearest positive click, 3 and 4 closeness to positive and negative clicks,
-        5 box interior (ones without a box), the last four in [0, 1]; planes 1 to 5 are 0 outside
-        the picture.
+        5 box interior (ones without a box), planes 2 to 5 in [0, 1]; 6 the classical matte of one
+        large object around the clicks, as plane 0, and 0 for prompts with a box or a mask. Planes
+        1 to 6 are 0 outside the picture.
 
     Raises:
         PromptError: a shape does not fit.
@@ -69,11 +78,11 @@ def compute_cues(
         _prompt(points[b], labels[b], None if mask is None else mask[b], (height, width), side)
         for b in range(len(points))
     ]
-    planes = np.zeros((len(prompts), CUE_PLANES, side, side), np.float32)
-    planes[:, 0] = -1.0
-    for b, result in enumerate(each(lambda p: _planes(half, lab, p), prompts)):
-        planes[b, :, :height, :width] = result
-    return planes
+    cues = np.zeros((len(prompts), planes, side, side), np.float32)
+    cues[:, 0] = -1.0
+    for b, result in enumerate(each(lambda p: _planes(half, lab, p, planes), prompts)):
+        cues[b, :, :height, :width] = result
+    return cues
 
 
 def prior_alpha(
@@ -95,7 +104,7 @@ def prior_alpha(
     """
     height, width = image.shape[:2]
     frame = max(height, width) + max(height, width) % 2
-    prior = compute_cues(image, points, labels, frame, mask)[:, 0]
+    prior = compute_cues(image, points, labels, frame, mask, planes=6)[:, 0]
     alphas = [
         cv2.resize(plane, (frame, frame), interpolation=cv2.INTER_LINEAR)[:height, :width]
         for plane in prior
@@ -159,8 +168,8 @@ def _prompt(points, labels, mask, shape: tuple[int, int], side: int) -> Marks:
     return Marks(box, positive, negative, probability)
 
 
-def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks) -> Array:
-    """Cue planes of one prompt, 6 x h x w of the half-size picture."""
+def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks, planes: int) -> Array:
+    """Cue planes of one prompt, planes x h x w of the half-size picture."""
     height, width = lab.shape[:2]
     near_positive = _closeness(prompt.positive, (height, width))
     near_negative = _closeness(prompt.negative, (height, width))
@@ -173,10 +182,18 @@ def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks) -> Array:
         start = None
     else:
         start = guess_from_clicks(lab, prompt, ratio)
-    alpha = classical_matte(half, prompt, inside, start)
+    prior = _scaled_logit(classical_matte(half, prompt, inside, start))
+    stack = [prior, ratio, likeness, near_positive, near_negative, inside]
+    if planes > len(stack):
+        clicks_alone = prompt.box is None and prompt.mask is None
+        discs = matte_of_discs(half, prompt) if clicks_alone else np.full_like(prior, 0.5)
+        stack.append(_scaled_logit(discs))
+    return np.stack(stack)
+
+
+def _scaled_logit(alpha: Array) -> Array:
     alpha = np.clip(alpha, 1e-4, 1 - 1e-4)
-    prior = np.clip(np.log(alpha / (1 - alpha)) / PRIOR_SCALE, -1, 1)
-    return np.stack([prior, ratio, likeness, near_positive, near_negative, inside])
+    return np.clip(np.log(alpha / (1 - alpha)) / PRIOR_SCALE, -1, 1)
 
 
 def _closeness(points: Array, shape: tuple[int, int]) -> Array:

@@ -201,7 +201,7 @@ def _cues(
     def of_view(group: tuple[int, np.ndarray]) -> np.ndarray:
         k, rows = group
         mask = None if masks is None else masks[rows]
-        return compute_cues(views[k].picture, points[rows], labels[rows], side, mask)
+        return compute_cues(views[k].picture, points[rows], labels[rows], side, mask, planes)
 
     if len(groups) == 1:
         return of_view(groups[0])

@@ -120,7 +120,7 @@ LABELS = torch.tensor(
 def test_whole_decoder(config: ZimConfig, attention: MaskedAttentionConfig) -> None:
     model = tiny_model(replace(config, attention=attention))
     x = model.preprocess(torch.rand(2, 3, 48, 64) * 255)
-    cues = noise(5, 6, 32, 32) if config.cue_planes else None
+    cues = noise(5, config.cue_planes, 32, 32) if config.cue_planes else None
     for mask in (None, noise(5, 1, 32, 32)):
         for index in (None, torch.tensor([1, 0, 0, 1, 1])):
             frames = x[:1] if index is None else x
@@ -150,7 +150,7 @@ def test_boxes_alone_need_no_gaussian_and_agree() -> None:
 def test_chunks_of_one_prompt_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(TINY_NANO)
     features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
-    cues = noise(5, 6, 32, 32)
+    cues = noise(5, config.cue_planes, 32, 32)
     whole = model.decode(features, POINTS, LABELS, None, cues)
     monkeypatch.setattr(mask_decoder, "CACHED_BYTES", 1)
     monkeypatch.setattr(matting, "CACHED_BYTES", 1)
@@ -218,7 +218,7 @@ def test_half_precision_keeps_what_must_be_exact(config: ZimConfig) -> None:
     mean = model.pixel_mean.clone()
     matrix = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()
     x = torch.rand(1, 3, 64, 64) * 255
-    cues = noise(5, 6, 32, 32) if config.cue_planes else None
+    cues = noise(5, config.cue_planes, 32, 32) if config.cue_planes else None
     full = model.decode(model.encode_image(model.preprocess(x)), POINTS, LABELS, None, cues)
     model.to(torch.bfloat16)
     assert torch.equal(model.pixel_mean, mean)

@@ -80,7 +80,7 @@ def test_prompts_of_many_images_equal_each_alone(config: ZimConfig) -> None:
     points = torch.rand(3, 2, 2) * 64
     labels = torch.tensor([[1, -1], [2, 3], [1, 0]])
     index = torch.tensor([1, 0, 1])
-    cues = torch.randn(3, 6, 32, 32) if config.cue_planes else None
+    cues = torch.randn(3, config.cue_planes, 32, 32) if config.cue_planes else None
     together = model.decode(model.encode_image(x), points, labels, None, cues, index)
     for i in range(3):
         features = model.encode_image(x[index[i]][None])

@@ -13,6 +13,7 @@ import torch
 
 import zim
 from zim.config import ConvEncoderConfig, DecoderConfig, ZimConfig
+from zim.cues import CUE_PLANES
 from zim.errors import CheckpointError, ConfigError
 from zim_training import cli
 from zim_training.data import pack as packing
@@ -28,7 +29,7 @@ NETWORK = ZimConfig(
     decoder=DecoderConfig(
         dim=16, heads=2, mlp_dim=32, iou_hidden=16, stem=(8, 8, 8), fusion=(8, 8, 8)
     ),
-    cue_planes=6,
+    cue_planes=CUE_PLANES,
     prompt_blocks=1,
 )
 

@@ -206,7 +206,7 @@ def test_a_correction_is_a_click_where_the_answer_is_wrong(own: Path) -> None:
     logits[1] = 4.0
     h, w = batch["size"][2].tolist()
     logits[2] = 8 * torch.nn.functional.avg_pool2d(batch["alpha"][2], 2) - 4
-    changed, mask, lone = correct(batch, logits, cues=False)
+    changed, mask, lone = correct(batch, logits, cue_planes=0)
     assert mask is logits
     assert not lone.any()
     for row, label in ((0, 1), (1, 0)):  # all missing: a positive click; all there: a negative one

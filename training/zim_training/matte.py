@@ -22,7 +22,7 @@ import zim
 import zim.api
 from zim.benchmarking import cpu_flags
 from zim.config import ZimConfig, get_config
-from zim.cues import PRIOR_SCALE
+from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
 from zim_training import checkpoint
 from zim_training.data.loader import Batch, Pack
@@ -88,8 +88,11 @@ class MatteTrainer:
         self.pack = Pack(data / "train")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
         network = network or get_config(config.preset)
-        if not network.cue_planes:
-            raise ConfigError(f"{config.preset} takes no cues; this loop trains cue models (nano)")
+        if network.cue_planes != CUE_PLANES:
+            raise ConfigError(
+                f"{network.name} takes {network.cue_planes} cue planes, packs have {CUE_PLANES}; "
+                "this loop trains the preset nano"
+            )
         torch.manual_seed(config.seed)
         self.model = zim.build(network, seed=config.seed)
         start_near_prior(self.model)
@@ -98,9 +101,12 @@ class MatteTrainer:
         state = load_state(Path(config.init)) if config.init and is_state(config.init) else None
         if state is not None:
             _check_network(config.init, ZimConfig.from_dict(state["network"]), network)
+            for key in ("model", "ema"):
+                state[key] = with_cues(state[key], self.model)
             self.model.load_state_dict(state["model"])
         elif config.init:
-            self.model.load_state_dict(initial_weights(config.init, network))
+            weights = initial_weights(config.init, network)
+            self.model.load_state_dict(with_cues(weights, self.model))
         self.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ema = checkpoint.Ema(self.model, config.ema)
         if state is not None:
@@ -242,9 +248,20 @@ def initial_weights(name: str, network: ZimConfig) -> dict[str, Tensor]:
 
 
 def _check_network(name: str, found: ZimConfig, wanted: ZimConfig) -> None:
-    parts = [(c.encoder, c.decoder, c.cue_planes) for c in (found, wanted)]
-    if parts[0] != parts[1]:
+    parts = [(c.encoder, c.decoder, bool(c.cue_planes)) for c in (found, wanted)]
+    if parts[0] != parts[1] or found.cue_planes > wanted.cue_planes:
         raise ConfigError(f"init {name!r} is another network than {wanted.name}")
+
+
+def with_cues(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Give kernels of a network with fewer cue planes zeros for the new ones, which come last."""
+    grown = dict(weights)
+    for name, wanted in model.state_dict().items():
+        found = weights.get(name)
+        if found is not None and found.ndim == wanted.ndim == 4:
+            missing = wanted.shape[1] - found.shape[1]
+            grown[name] = F.pad(found, (0, 0, 0, 0, 0, missing)) if missing > 0 else found
+    return grown
 
 
 def computes_in_half(precision: str, device: torch.device) -> bool:

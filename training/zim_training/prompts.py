@@ -79,6 +79,7 @@ def draw(rng: Rng, kind: str, alpha: Array, others: Array, frame: int) -> Prompt
     if kind == "correction":
         mask = degrade(rng, alpha, others, frame)
         marks += _correction(rng, alpha, mask, frame)
+        marks += _earlier(rng, alpha, mask, frame)
         if rng.random() < 0.4:
             marks += _box(rng, alpha)
     if not any(label in (2, 3) for _, _, label in marks):
@@ -107,10 +108,10 @@ def _box(rng: Rng, alpha: Array) -> list[tuple[float, float, int]]:
 
 
 def _clicks(rng: Rng, inside: NDArray[np.bool_], count: int, label: int):
-    """Places well inside a region: beyond half its depth for three quarters of the draws."""
+    """Places inside a region, mostly deep in it: people click on the middle of things."""
     padded = np.pad(inside.astype(np.uint8), 1)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    deep = depth > (0.5 * depth.max() if rng.random() < 0.75 else 0.15 * depth.max())
+    deep = depth > float(rng.choice((0.85, 0.5, 0.15), p=(0.4, 0.4, 0.2))) * depth.max()
     first = _places(rng, deep, 1, label)
     return first + (_places(rng, inside & (depth > 1), count - 1, label) if count > 1 else [])
 
@@ -184,6 +185,22 @@ def degrade(rng: Rng, alpha: Array, others: Array, frame: int) -> Array:
     small = cv2.GaussianBlur(small.astype(np.float32), (0, 0), rng.uniform(0.5, 2.0))
     soft = np.clip(small * rng.uniform(0.8, 1.0) + rng.uniform(0, 0.08), 0.002, 0.998)
     return np.log(soft / (1 - soft)).astype(np.float32)
+
+
+def _earlier(rng: Rng, alpha: Array, mask: Array, frame: int):
+    """Clicks that an earlier answer has already heeded: none for a third of the draws, up to three."""
+    old = cv2.resize(mask, (frame, frame), interpolation=cv2.INTER_LINEAR)
+    answered = old[: alpha.shape[0], : alpha.shape[1]] > 0
+    count = int(rng.choice(4, p=(0.34, 0.36, 0.2, 0.1)))
+    if not count:
+        return []
+    marks = _clicks(rng, (alpha > 0.5) & answered, 1, 1)
+    for _ in range(count - 1):
+        if rng.random() < 0.6:
+            marks += _places(rng, (alpha > 0.5) & answered, 1, 1)
+        else:
+            marks += _places(rng, (alpha < 0.02) & ~answered, 1, 0)
+    return marks
 
 
 def _correction(rng: Rng, alpha: Array, mask: Array, frame: int):

@@ -27,12 +27,12 @@ from zim_training.data.sources import Split, split_table
 from zim_training.prompts import KINDS, MASK_SIDE, MAX_POINTS, Prompt, draw
 
 #: bump when scenes, prompts or cues change: packs of another version are refused
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 #: scenes per shard: about 60 MB
 SHARD = 96
 #: how the third prompt of a scene is drawn
-_EXTRA = {"box": 0.2, "click": 0.22, "clicks": 0.2, "box_click": 0.14, "scribble": 0.1}
-_EXTRA |= {"whole": 0.03, "correction": 0.11}
+_EXTRA = {"box": 0.14, "click": 0.24, "clicks": 0.2, "box_click": 0.1, "scribble": 0.07}
+_EXTRA |= {"whole": 0.03, "correction": 0.22}
 _SPLIT_SEED = {"train": 0, "dev": 1}
 #: quantisation of cues and old logits
 CUE_SCALE, MASK_SCALE = 127.0, 16.0

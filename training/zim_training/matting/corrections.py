@@ -18,7 +18,7 @@ def lone_clicks(labels: Tensor) -> Tensor:
 
 
 def correct(
-    batch: dict[str, Tensor], logits: Tensor, cues: bool
+    batch: dict[str, Tensor], logits: Tensor, cue_planes: int
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Add a click to every prompt, in the middle of the largest error of an answer.
 
@@ -26,7 +26,7 @@ def correct(
         batch: with ``image`` n 3 S S, ``size`` n 2, ``owner`` b, ``alpha`` b 1 S S, ``points`` and
             ``labels``; prompts without a free slot, or answered without error, get no click.
         logits: b 1 h w, the answers so far.
-        cues: compute the prompts' cues again.
+        cue_planes: how many cue planes to compute again; 0 for none.
 
     Returns:
         A new batch, the mask input b 1 h w, and which prompts are still lone clicks: none.
@@ -44,13 +44,14 @@ def correct(
             x, y = spot
             points[row, free[0]] = points.new_tensor([x, y])
             labels[row, free[0]] = int(batch["alpha"][row, 0, y, x] > 0.5)
-        if cues:
+        if cue_planes:
             picture = batch["image"][image, :, :height, :width].permute(1, 2, 0).cpu().numpy()
             prompt = points[row][None].cpu().numpy(), labels[row][None].cpu().numpy()
             mask = logits[row].float().cpu().numpy()
-            new.append(torch.from_numpy(compute_cues(picture, *prompt, side, mask)[0]))
+            cues = compute_cues(picture, *prompt, side, mask, cue_planes)
+            new.append(torch.from_numpy(cues[0]))
     changed = batch | {"points": points, "labels": labels}
-    if cues:
+    if cue_planes:
         changed["cues"] = torch.stack(new).to(batch["cues"])
     return changed, logits, torch.zeros_like(labels[:, 0], dtype=torch.bool)
 

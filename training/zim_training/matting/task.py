@@ -235,7 +235,13 @@ class MatteTask:
             row: dict[str, np.ndarray] = {"alpha": full}
             row["points"], row["labels"] = padded(points, labels)
             if self.network.config.cue_planes:
-                row["cues"] = compute_cues(rgb, points[None], labels[None], self.size)[0]
+                row["cues"] = compute_cues(
+                    rgb,
+                    points[None],
+                    labels[None],
+                    self.size,
+                    planes=self.network.config.cue_planes,
+                )[0]
             rows.append(row)
         return (rgb, rows) if rows else None
 
@@ -257,7 +263,7 @@ class MatteTask:
                 before = self._answer(self.network, batch, images, None).logits[:, :1]
                 self.network.train()
                 self._hold_still()
-            batch, mask, lone = correct(batch, before, self.network.config.cue_planes > 0)
+            batch, mask, lone = correct(batch, before, self.network.config.cue_planes)
         out = self._answer(model, batch, images, mask)
         logits, alpha, valid = out.logits.float(), batch["alpha"], inside[batch["owner"]]
         if c.resolution == "full":
