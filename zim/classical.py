@@ -123,8 +123,8 @@ def classical_matte(
 def matte_of_discs(half: NDArray[np.uint8], prompt: Marks) -> Array:
     """GrabCut from a wide disc around every positive click: what one large object would be.
 
-    :func:`guess_from_clicks` stops where colours change; a wide disc does not mind an object of several
-    colours, and is wrong about small things.
+    :func:`guess_from_clicks` stops where colours change; a wide disc does not mind an object of
+    several colours, and is wrong about small things.
 
     Args:
         half: h x w x 3 RGB uint8, half-size picture.

@@ -31,7 +31,7 @@ from zim.parallel import each
 CUE_NAMES = ("prior", "colour_ratio", "click_colour", "positive", "negative", "box", "discs")
 #: number of planes ``compute_cues`` returns when it is not asked for fewer
 CUE_PLANES = len(CUE_NAMES)
-#: planes 0 and 6 are ``logit(alpha) / PRIOR_SCALE``: multiplying by it recovers the classical mattes
+#: planes 0 and 6 are ``logit(alpha) / PRIOR_SCALE``: multiplying recovers the classical mattes
 PRIOR_SCALE = 4.0
 
 _BINS = 16
@@ -59,8 +59,8 @@ def compute_cues(
         planes: how many of the planes, from the first on; 6 or all 7.
 
     Returns:
-        float32 B x planes x S/2 x S/2: 0 the classical matte as ``logit / 4`` in [-1, 1] (-1 outside
-        the picture), 1 log-likelihood ratio of smoothed Lab histograms in [-1, 1], 2 colour
+        float32 B x planes x S/2 x S/2: 0 the classical matte as ``logit / 4`` in [-1, 1] (-1
+        outside the picture), 1 log-likelihood ratio of smoothed Lab histograms in [-1, 1], 2 colour
         likeness to the nearest positive click, 3 and 4 closeness to positive and negative clicks,
         5 box interior (ones without a box), planes 2 to 5 in [0, 1]; 6 the classical matte of one
         large object around the clicks, as plane 0, and 0 for prompts with a box or a mask. Planes

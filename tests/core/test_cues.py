@@ -87,7 +87,7 @@ def test_planes_mean_what_they_say() -> None:
     points = np.array([[[60, 50], [10, 10], [0, 0]]], np.float32)
     cues = compute_cues(image, points, np.array([[1, 0, -1]]), SIDE)[0]
     half = mask[::2, ::2]
-    ratio, likeness, positive, negative, box = cues[1:, :48, :64]
+    ratio, likeness, positive, negative, box, discs = cues[1:, :48, :64]
     assert ratio[half].mean() > 0.2 > -0.2 > ratio[~half].mean()
     assert likeness[half].mean() > 0.7
     assert likeness[~half].mean() < 0.2
@@ -97,6 +97,10 @@ def test_planes_mean_what_they_say() -> None:
     }
     assert np.unravel_index(negative.argmax(), negative.shape) in {(4, 4), (5, 5), (4, 5), (5, 4)}
     assert (box == 1).all()
+    assert discs[half].mean() > 0.5 > -0.5 > discs[~half].mean()
+    with_box = compute_cues(image, *BOX, SIDE)[0]
+    assert (with_box[6] == 0).all()  # a box says more than a disc
+    np.testing.assert_array_equal(compute_cues(image, *BOX, SIDE, planes=6)[0], with_box[:6])
     inside = compute_cues(image, *BOX, SIDE)[0, 5]
     # pixels 30..90 x 20..80 are cells 14.75..44.75 x 9.75..39.75
     assert inside[9:40, 15:45].min() > 0.2

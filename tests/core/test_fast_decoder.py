@@ -150,7 +150,7 @@ def test_boxes_alone_need_no_gaussian_and_agree() -> None:
 def test_chunks_of_one_prompt_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(TINY_NANO)
     features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
-    cues = noise(5, config.cue_planes, 32, 32)
+    cues = noise(5, model.config.cue_planes, 32, 32)
     whole = model.decode(features, POINTS, LABELS, None, cues)
     monkeypatch.setattr(mask_decoder, "CACHED_BYTES", 1)
     monkeypatch.setattr(matting, "CACHED_BYTES", 1)

@@ -188,7 +188,7 @@ def degrade(rng: Rng, alpha: Array, others: Array, frame: int) -> Array:
 
 
 def _earlier(rng: Rng, alpha: Array, mask: Array, frame: int):
-    """Clicks that an earlier answer has already heeded: none for a third of the draws, up to three."""
+    """Clicks that an earlier answer has heeded: none for a third of the draws, at most three."""
     old = cv2.resize(mask, (frame, frame), interpolation=cv2.INTER_LINEAR)
     answered = old[: alpha.shape[0], : alpha.shape[1]] > 0
     count = int(rng.choice(4, p=(0.34, 0.36, 0.2, 0.1)))
