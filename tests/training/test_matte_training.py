@@ -18,7 +18,7 @@ from zim.errors import CheckpointError, ConfigError
 from zim_training import cli
 from zim_training.data import pack as packing
 from zim_training.data.loader import Pack
-from zim_training.matte import MatteConfig, MatteTrainer
+from zim_training.matte import MatteConfig, MatteTrainer, forward
 from zim_training.prompts import KINDS
 
 SIDE = 64
@@ -201,6 +201,19 @@ def test_a_run_starts_from_given_weights(data: Path, tmp_path: Path) -> None:
     other = MatteConfig(steps=1, init="nano")
     with pytest.raises(ConfigError, match="another network"):
         MatteTrainer(other, data, tmp_path / "other", network=NETWORK)
+
+
+def test_weights_of_fewer_cue_planes_answer_as_before(data: Path, tmp_path: Path) -> None:
+    source = zim.build(dataclasses.replace(NETWORK, cue_planes=CUE_PLANES - 1), seed=3).eval()
+    source.save_pretrained(tmp_path / "source")
+    config = MatteConfig(steps=1, init=str(tmp_path / "source"), precision="float32")
+    trainer = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    grown = trainer.model.eval()
+    batch = trainer.pack.batch([0, 1])
+    wanted, _, _ = forward(grown, batch, half=False)
+    batch.cues = batch.cues[:, :-1]
+    found, _, _ = forward(source, batch, half=False)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:
