@@ -97,6 +97,18 @@ def test_clicks_are_on_the_right_side(kind: str) -> None:
             assert (prompt.labels == 1).sum() >= 5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoke_too_thin_for_the_box_rule_is_asked_for_all_the_same(kind: str) -> None:
+    alpha = np.zeros((64, 64), np.float32)
+    alpha[20:40, 24:44] = 0.08
+    for seed in range(5):
+        prompt = draw(np.random.default_rng(seed), kind, alpha, np.zeros_like(alpha), 64)
+        assert prompt is not None
+        corners = prompt.points[prompt.labels >= 2]
+        if len(corners) and kind != "whole":
+            assert corners[0].max() < 30 < corners[1].min()
+
+
 def test_degraded_mask_resembles_the_truth() -> None:
     alpha, others = ellipse()
     scores = []

@@ -94,7 +94,7 @@ def draw(rng: Rng, kind: str, alpha: Array, others: Array, frame: int) -> Prompt
 
 def _box(rng: Rng, alpha: Array) -> list[tuple[float, float, int]]:
     """Box of the matte (alpha > 0.1), every side moved: mostly outwards, by up to 15 %."""
-    rows, columns = np.nonzero(alpha > 0.1)
+    rows, columns = np.nonzero(alpha > min(0.1, 0.5 * float(alpha.max())))  # smoke can be thinner
     x0, x1, y0, y1 = columns.min(), columns.max(), rows.min(), rows.max()
     loose = 0.15 if rng.random() < 0.3 else 0.06
     width, height = max(x1 - x0, 2), max(y1 - y0, 2)
