@@ -7,8 +7,8 @@ method in the same run:
 
 - boxes and single clicks, with the five metrics of ``zim.metrics`` and the IoU at alpha 0.5;
 - correcting clicks (models): after the first click each next one goes where the answer (alpha
-  0.5) is wrong most deeply, with all clicks so far and the last answer's low-res logits as
-  ``mask_input``;
+  0.5) is wrong most deeply; all clicks so far are asked anew, as ``zim matte`` and ``zim serve``
+  do, and in a row of its own with the last answer's low-res logits as ``mask_input``, as SAM;
 - nested pairs (models): asked for a part painted on an object and for the object, by box and by
   click, an answer succeeds when its IoU with what was asked for is over 0.5 and over its IoU
   with the other; a pair succeeds when both answers do;
@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import sys
 import time
@@ -84,6 +85,8 @@ ANSWERING = (
 #: exit code of a run that has not finished yet
 UNFINISHED = 3
 NAMES = (*METRICS, "iou")
+#: what is given with every correcting click
+CORRECTIONS = ("all clicks", "all clicks and the last mask")
 
 _PACKAGE = Path(zim.__file__).parent
 _REAL_SIDE = 800
@@ -161,14 +164,20 @@ def jobs_of(case: Case, players: Sequence[Player], draw: Callable[[], Drawn]) ->
                     lambda p=player, k=kind: measure(p.method, picture_of(draw()), k)[0],
                 )
         if player.predictor is not None:
-            yield Job(
-                (player.version, case.name, "clicks"),
-                lambda p=player: {"mse": correct(p.predictor, picture_of(draw()))},
-            )
+            for task in CORRECTIONS:
+                yield Job(
+                    (player.version, case.name, task),
+                    lambda p=player, t=task: {
+                        "mse": correct(p.predictor, picture_of(draw()), t == CORRECTIONS[1])
+                    },
+                )
 
 
-def correct(predictor: Any, picture: Picture) -> list[float]:
-    """Click where the answer is most wrong, again and again; MSE x 1000 after every click."""
+def correct(predictor: Any, picture: Picture, feedback: bool) -> list[float]:
+    """Click where the answer is most wrong, again and again; MSE x 1000 after every click.
+
+    With ``feedback`` every answer's low-res logits go into the next question.
+    """
     predictor.set_image(picture.rgb)
     points, labels = [picture.point], [1]
     low: np.ndarray | None = None
@@ -177,7 +186,7 @@ def correct(predictor: Any, picture: Picture) -> list[float]:
         mattes, _, low = predictor.predict(
             point_coords=np.stack(points),
             point_labels=np.array(labels),
-            mask_input=low,
+            mask_input=low if feedback else None,
             multimask_output=False,
         )
         errors.append(metrics.mse(mattes[0], picture.alpha))
@@ -305,13 +314,14 @@ def report_clicks(
     """Mean MSE after some numbers of clicks, by set."""
     rows = []
     for player in models:
-        for which in ("scenes", "filling"):
+        for which, given in itertools.product(("scenes", "filling"), CORRECTIONS):
             names = [c.name for c in cases if c.set == which]
-            errors = np.array([done[player.version, n, "clicks"]["mse"] for n in names])
+            errors = np.array([done[player.version, n, given]["mse"] for n in names])
             for count in REPORTED:
                 values = errors[:, count - 1]
                 low, high = bootstrap(values, seed)
-                row = {"set": which, "method": player.method.name, "clicks": count}
+                row: dict[str, Any] = {"set": which, "method": player.method.name}
+                row |= {"given": given, "clicks": count}
                 row |= {"n": len(values), "mse": float(values.mean()), "low": low, "high": high}
                 rows.append(row)
     return rows
@@ -378,9 +388,9 @@ def write_text(report: dict[str, Any]) -> str:
     lines += [markdown(title, rows, NAMES) for title, rows in report["tables"].items()]
     lines += ["### Correcting clicks", ""]
     lines += markdown_table(
-        ["set", "method", "clicks", "n", "MSE", "95 %"],
+        ["set", "method", "given", "clicks", "n", "MSE", "95 %"],
         [
-            (r["set"], r["method"], r["clicks"], r["n"], f"{r['mse']:.2f}", _span(r))
+            (r["set"], r["method"], r["given"], r["clicks"], r["n"], f"{r['mse']:.2f}", _span(r))
             for r in report["clicks"]
         ],
     )
