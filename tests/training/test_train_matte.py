@@ -310,7 +310,17 @@ def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path) -> None:
 
 
 def test_frozen_encoder_stays(own: Path, tmp_path: Path) -> None:
-    flags = ["--init", "nano", "--freeze", "image_encoder", "--max-steps", "2", "--batch", "2"]
+    flags = [
+        "--init",
+        "nano",
+        "--no-keep-best",
+        "--freeze",
+        "image_encoder",
+        "--max-steps",
+        "2",
+        "--batch",
+        "2",
+    ]
     flags += ["--eval-samples", "1", "--rate", "1e-3", "--warm-up", "1", "--device", "cpu"]
     out = tmp_path / "run"
     assert cli.main(["matte", "--data", str(own), *flags, "--output", str(out)]) == 0
