@@ -7,6 +7,7 @@ OpenCV do with one processor happens while another is in torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -45,7 +46,11 @@ def each(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
     """
     if getattr(_own, "share", None) == 1:
         return [work(job) for job in jobs]
-    with ThreadPoolExecutor(max(1, min(len(jobs), processors()))) as pool:
+
+    def begin() -> None:
+        _own.share = 1  # work that spreads its own parts finds all processors taken
+
+    with ThreadPoolExecutor(max(1, min(len(jobs), processors())), "zim-each", begin) as pool:
         return list(pool.map(work, jobs))
 
 
@@ -70,7 +75,10 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
         _own.share = share
         torch.get_num_threads()  # a thread takes over the number set last when it first asks
         torch.set_num_threads(mine // count)
-        started.wait()
+        # Broken: all is done or lost before this thread came round; it must not fail in here, where
+        # the pool would wait for it for ever.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            started.wait()
 
     pool = ThreadPoolExecutor(count, "zim-spread", begin)
     try:
@@ -83,3 +91,4 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     finally:
         started.abort()  # nobody waits for a thread that could not be started
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(mine)

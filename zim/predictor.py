@@ -375,7 +375,8 @@ class ZimPredictor:
         count = workers()
         parts = np.array_split(rows, min(len(rows), rounds * count))
         if rounds > 1:  # short parts at the end, so that nobody waits long for the last one
-            parts[-count:] = [half for part in parts[-count:] for half in np.array_split(part, 2)]
+            halves = [half for part in parts[-count:] for half in np.array_split(part, 2)]
+            parts[-count:] = [half for half in halves if len(half)]
         spread(in_mode, parts)
 
     def _decode_whole(

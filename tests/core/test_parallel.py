@@ -12,7 +12,7 @@ import torch
 
 import zim
 from zim.model.fast import plain_forms, plain_requested
-from zim.parallel import processors, spread
+from zim.parallel import each, processors, spread
 from zim.testing import TINY_NANO, picture, tiny_model
 
 
@@ -59,6 +59,39 @@ def test_the_first_error_is_raised_and_ends_it() -> None:
     with pytest.raises(ValueError, match="job 0"):
         spread(work, range(10_000))
     assert len(done) < 9_999
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.timeout(60)
+def test_jobs_that_end_at_once_do_not_leave_it_waiting() -> None:
+    """A worker may still be on its way when all is done, or the first job has failed."""
+    for _ in range(100):
+        spread(lambda job: None, range(2))
+        with pytest.raises(ZeroDivisionError):
+            spread(lambda job: 1 // 0, range(2))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_parts_of_what_is_spread_are_not_spread_again() -> None:
+    assert each(lambda job: (job, processors()), range(3)) == [(job, 1) for job in range(3)]
+    outer: list[list[int]] = each(lambda job: each(lambda _: threading.get_ident(), [0, 1]), [0, 1])
+    assert all(len(set(threads)) == 1 for threads in outer)
+
+
+def test_a_batch_hardly_longer_than_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirteen crops on four processors: some halves of the last parts are empty."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
+        predictor.set_image(picture(96, 128))
+        for count in (13, 15):
+            boxes = [{"box": (5 + k, 6, 40 + k, 50)} for k in range(count)]
+            assert len(predictor.predict_batch(boxes)[0]) == count
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_thread_works_in_order_where_it_is() -> None:

@@ -93,7 +93,12 @@ def test_pages_answer_until_interrupted(line: str, workdir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with subprocess.Popen(
-        [program, *words[1:], "--port", port], cwd=workdir, stderr=subprocess.PIPE, text=True
+        [program, *words[1:], "--port", port],
+        cwd=workdir,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that started these tests in the background has told them to ignore Ctrl+C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as served:
         watchdog = threading.Timer(PATIENCE, served.kill)  # a silent page would never end
         watchdog.start()

@@ -221,6 +221,11 @@ class MatteTrainer:
         checkpoint.write_atomically(self.run / "last.pt", state)
 
     def _load(self, state: dict) -> None:
+        if state["network"] != self.model.config.to_dict():
+            raise ConfigError(
+                f"{self.run} was trained as another network than today's {self.model.config.name}; "
+                "start a new run from its weights: --init RUN/export"
+            )
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.steps = state["ema_steps"]

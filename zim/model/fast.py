@@ -54,6 +54,11 @@ def plain_requested() -> bool:
     return _plain.get()
 
 
+def tracked(sources: Sequence[Tensor]) -> bool:
+    """Tell whether what is derived from tensors can be kept: inference tensors hide changes."""
+    return not any(t.is_inference() for t in sources)
+
+
 def cached(
     module: nn.Module, name: Hashable, sources: Sequence[Tensor], make: Callable[[], Value]
 ) -> Value:
@@ -66,8 +71,7 @@ def cached(
             or replacing it makes the next call derive the value again.
         make: derives the value.
     """
-    untracked = any(t.is_inference() for t in sources)  # such tensors have no version to compare
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or untracked:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not tracked(sources):
         return make()
     key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
     store: dict[Hashable, tuple[Any, Any]] = module.__dict__.setdefault(_ATTRIBUTE, {})
@@ -114,7 +118,8 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(conv(x))
     sources = (conv.weight, *norm_sources(norm))
     shape = (conv.kernel_size, conv.stride, conv.padding)
-    if shape == ((3, 3), (1, 1), (1, 1)) and winograd.suits(x, conv.out_channels):
+    wide = shape == ((3, 3), (1, 1), (1, 1)) and winograd.suits(x, conv.out_channels)
+    if wide and tracked(sources):  # a kernel transformed for one call costs more than it saves
 
         def transform() -> winograd.Kernel:
             return winograd.make_kernel(*fold_norm(conv.weight, norm))

@@ -33,6 +33,7 @@ from zim.model.fast import (
     fuse_twice,
     norm_sources,
     to_phases,
+    tracked,
     twice_kernel,
     unshuffled_kernel,
 )
@@ -104,7 +105,8 @@ class FusionStep(nn.Module):
         if cues is not None:
             half = half + F.conv2d(to_phases(cues), kernels.cues, padding=1)
         merged = kernels.merged
-        if winograd.suits(x, len(merged)):
+        suits = winograd.suits(x, len(merged)) and tracked(self._sources())
+        if suits and allowed(self):
             make = functools.partial(winograd.make_kernel, merged, None)
             merged = cached(self, "winograd", self._sources(), make)
         return fuse_twice(x, merged, kernels.up, half)

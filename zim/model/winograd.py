@@ -50,6 +50,7 @@ def suits(x: Tensor, out: int) -> bool:
     """
     return (
         x.device.type == "cpu"
+        and x.shape[0] > 0
         and torch.get_num_threads() == 1
         and x.dtype == torch.float32
         and min(x.shape[1], out) >= _CHANNELS
