@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zim.prompts import Prompt
 from zim_inpaint.cover import grown
-from zim_inpaint.near import Near, joined, near, usual
+from zim_inpaint.near import Near, joined, near, repainted, usual
 
 #: radius of the window, side of the neighbourhood, both in longer sides of the object
 _SCALES = ((0.15, 2.0), (0.4, 4.0), (0.8, 6.0))
@@ -42,12 +42,12 @@ def with_foreign(
     Returns:
         float32 H x W, nowhere below ``alpha``; ``alpha`` itself where there is nothing to add.
     """
-    result = alpha
+    result, hole = alpha, repainted(alpha)
     for window, around in _SCALES:
         place = near(rgb, alpha, around, _CELLS)
         if place is None:
             return alpha
-        found = _parts(place, place.hole(alpha), window, prompt)
+        found = _parts(place, place.hole(hole), window, prompt)
         if found.any():
             result = place.added(result, grown(found, 1))
     return result

@@ -50,10 +50,10 @@ class Near:
         """Where the object is likelier than not, h x w."""
         return np.asarray(self.alpha > LIKELY)
 
-    def hole(self, alpha: NDArray[np.floating[Any]]) -> Mask:
-        """What would be repainted by a matte of the whole picture, h x w."""
-        hole = grown(covered(alpha), growth(alpha))[self.rows, self.columns]
-        return np.asarray(self._shrunk(hole.astype(np.float32)) > COVER)
+    def hole(self, repainted: Mask) -> Mask:
+        """What of a mask of the whole picture (:func:`repainted`) is here, h x w."""
+        part = repainted[self.rows, self.columns].astype(np.float32)
+        return np.asarray(self._shrunk(part) > COVER)
 
     def _shrunk(self, part: NDArray[Any]) -> NDArray[Any]:
         size = (self.rgb.shape[1], self.rgb.shape[0])
@@ -103,6 +103,11 @@ class Near:
         result = alpha.astype(np.float32, copy=True)
         result[self.rows, self.columns] = np.maximum(part, full)
         return result
+
+
+def repainted(alpha: NDArray[np.floating[Any]]) -> Mask:
+    """Return what a removal by this matte would repaint, bool H x W."""
+    return np.asarray(grown(covered(alpha), growth(alpha)))
 
 
 def near(

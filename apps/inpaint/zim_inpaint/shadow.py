@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zim.prompts import Prompt
 from zim_inpaint.cover import grown
-from zim_inpaint.near import Near, joined, near, usual
+from zim_inpaint.near import Near, joined, near, repainted, usual
 
 #: side of the neighbourhood, in longer sides of the object
 _AROUND = 2.0
@@ -52,7 +52,7 @@ def with_shadow(
     place = near(rgb, alpha, _AROUND, _CELLS)
     if place is None:
         return alpha
-    hole = place.hole(alpha)
+    hole = place.hole(repainted(alpha))
     found = np.zeros_like(hole)
     for smoothing, window in _SCALES:
         found |= _shadow(place, hole, smoothing, window, prompt)
