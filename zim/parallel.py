@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
@@ -22,6 +22,10 @@ Result = TypeVar("Result")
 MOST = 4
 
 _own = threading.local()
+
+_opencv = threading.Lock()
+_opencv_users = 0
+_opencv_threads = 0  # what OpenCV had before the first of them
 
 
 def processors() -> int:
@@ -54,12 +58,33 @@ def each(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
         return list(pool.map(work, jobs))
 
 
+@contextlib.contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Keep OpenCV, which has one number of threads for everyone, from splitting parts again."""
+    import cv2
+
+    global _opencv_users, _opencv_threads
+    with _opencv:
+        if not _opencv_users:
+            _opencv_threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+        _opencv_users += 1
+    try:
+        yield
+    finally:
+        with _opencv:
+            _opencv_users -= 1
+            if not _opencv_users:
+                cv2.setNumThreads(_opencv_threads)
+
+
 def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     """Call ``work`` for every job, side by side where torch has several threads.
 
     Each worker has an equal share of the caller's torch threads, and sees the caller's context
     variables. Modes of torch that belong to a thread (``inference_mode``) ``work`` enters itself.
-    The first error is raised here, and jobs that have not begun are dropped.
+    OpenCV has one thread meanwhile, in the whole process. The first error is raised here, and jobs
+    that have not begun are dropped.
     """
     count = min(workers(), len(jobs))
     if count <= 1:
@@ -81,14 +106,15 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
             started.wait()
 
     pool = ThreadPoolExecutor(count, "zim-spread", begin)
-    try:
-        futures = [pool.submit(copy_context().run, work, job) for job in jobs]
-        started.wait()
-        # Changes nothing here, but threads that meet torch from now on take the latest number.
-        torch.set_num_threads(mine)
-        for future in futures:
-            future.result()
-    finally:
-        started.abort()  # nobody waits for a thread that could not be started
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(mine)
+    with _one_opencv_thread():
+        try:
+            futures = [pool.submit(copy_context().run, work, job) for job in jobs]
+            started.wait()
+            # Changes nothing here, but threads that meet torch from now on take the latest number.
+            torch.set_num_threads(mine)
+            for future in futures:
+                future.result()
+        finally:
+            started.abort()  # nobody waits for a thread that could not be started
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(mine)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,34 @@ def test_every_job_once_with_half_of_the_threads() -> None:
     thread.start()
     thread.join()
     assert later == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_opencv_has_one_thread_meanwhile_however_many_callers_there_are() -> None:
+    before, seen = cv2.getNumThreads(), []
+    cv2.setNumThreads(2)
+    meet, first_ends = threading.Barrier(2), threading.Event()
+
+    def first(job: int) -> None:
+        if job == 0:
+            meet.wait(30)  # the other caller has begun, too
+
+    def second(job: int) -> None:
+        if job == 0:
+            meet.wait(30)
+            first_ends.wait(30)
+            seen.append(cv2.getNumThreads())
+
+    try:
+        thread = threading.Thread(target=spread, args=(second, range(2)))
+        thread.start()
+        spread(first, range(2))
+        seen.append(cv2.getNumThreads())
+        first_ends.set()
+        thread.join()
+        assert (seen, cv2.getNumThreads()) == ([1, 1], 2)
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.usefixtures("two_threads")
