@@ -12,9 +12,14 @@ from zim.commandline import Report, UsageError, timed
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument("action", choices=("check", "synth", "splits"), help="what to do")
     parser.add_argument(
-        "folder", nargs="?", metavar="DIR", help="sets to check, or where packs are written"
+        "action", choices=("check", "synth", "splits", "outlines"), help="what to do"
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="DIR",
+        help="sets to check, or where packs (synth) or pictures to score (outlines) go",
     )
     parser.add_argument(
         "--data-root", default="../shared/data", metavar="DIR", help="image collection"
@@ -25,13 +30,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, metavar="N", help="synth: processes that draw scenes [1]"
     )
     parser.add_argument(
+        "--outlined",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="synth: of the photographs, those from outlines.json (one large object) [0.3]",
+    )
+    parser.add_argument(
         "--most", type=int, default=0, metavar="N", help="check: open only about N samples a set"
     )
 
 
 def run(args: argparse.Namespace) -> Report:
     """Do the chosen action."""
-    return {"check": _check, "synth": _synth, "splits": _splits}[args.action](args)
+    actions = {"check": _check, "synth": _synth, "splits": _splits, "outlines": _outlines}
+    return actions[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> Report:
@@ -62,6 +75,21 @@ def _splits(args: argparse.Namespace) -> Report:
     return Report(extra={"splits": table}, lines=[json.dumps(table, indent=1)])
 
 
+def _outlines(args: argparse.Namespace) -> Report:
+    from zim_training.data.outlines import write_outlined
+
+    target = args.folder or args.output
+    if not target:
+        raise UsageError("data outlines needs a folder: zim-train data outlines OUT")
+    report = Report()
+    with timed(report.seconds, "outlines"):
+        files = list(write_outlined(Path(args.data_root), Path(target)))
+    report.metrics["pictures"] = len(files)
+    report.outputs["set"] = str(target)
+    report.lines.append(f"{target}: {len(files)} photographs with outlines")
+    return report
+
+
 def _synth(args: argparse.Namespace) -> Report:
     from zim_training.data.pack import write_pack
 
@@ -69,15 +97,14 @@ def _synth(args: argparse.Namespace) -> Report:
     target = args.folder or args.output
     if not target:
         raise UsageError("data synth needs a folder: zim-train data synth OUT")
+    if not 0 <= args.outlined <= 1:
+        raise UsageError(f"--outlined {args.outlined}: expected a share from 0 to 1")
     out = Path(target)
+    options = {"workers": args.workers, "outlined": args.outlined}
     with timed(report.seconds, "synth"):
-        for done in write_pack(
-            root, out / "dev", "dev", args.dev_scenes, args.seed, workers=args.workers
-        ):
+        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed, **options):
             sys.stderr.write(f"\rdev: {done} shards")
-        for done in write_pack(
-            root, out / "train", "train", args.scenes, args.seed, workers=args.workers
-        ):
+        for done in write_pack(root, out / "train", "train", args.scenes, args.seed, **options):
             sys.stderr.write(f"\rtrain: {done} shards")
     sys.stderr.write("\n")
     report.outputs["pack"] = str(out)

@@ -63,6 +63,7 @@ def write_pack(
     seed: int = 0,
     side: int = 256,
     workers: int = 1,
+    outlined: float = 0.0,
 ) -> Iterator[int]:
     """Write the missing shards of a pack; yields the number of shards looked after so far.
 
@@ -74,6 +75,7 @@ def write_pack(
         seed: another seed gives other scenes.
         side: of the model frame in pixels, a multiple of 4.
         workers: processes; a shard is the same whoever writes it.
+        outlined: of the scenes that are photographs, the share taken from ``outlines.json``.
 
     Raises:
         ConfigError: the folder holds a pack of other settings.
@@ -82,6 +84,7 @@ def write_pack(
     out.mkdir(parents=True, exist_ok=True)
     meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
     meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
+    meta |= {"outlined": outlined} if outlined else {}
     info = out / "pack.json"
     if info.exists() and json.loads(info.read_text()) != meta:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
@@ -92,7 +95,7 @@ def write_pack(
         for number in range(-(-scenes // SHARD))
         if not (out / f"shard_{number:05d}").exists()
     ]
-    job = partial(_shard_job, root, out, split, seed, side)
+    job = partial(_shard_job, root, out, split, seed, side, outlined)
     if workers <= 1:
         yield from (done + 1 for done, _ in enumerate(map(job, missing)))
         return
@@ -103,17 +106,23 @@ def write_pack(
 
 
 @lru_cache(maxsize=1)
-def _maker(root: Path, split: Split, side: int) -> SceneMaker:
+def _maker(root: Path, split: Split, side: int, outlined: float) -> SceneMaker:
     cv2.setNumThreads(1)
-    return SceneMaker(root, split, side)
+    return SceneMaker(root, split, side, outlined=outlined)
 
 
 def _shard_job(
-    root: Path, out: Path, split: Split, seed: int, side: int, shard: tuple[int, int]
+    root: Path,
+    out: Path,
+    split: Split,
+    seed: int,
+    side: int,
+    outlined: float,
+    shard: tuple[int, int],
 ) -> None:
     number, size = shard
     seeds = [(seed, _SPLIT_SEED[split], number, k) for k in range(size)]
-    _write_shard(_maker(root, split, side), out / f"shard_{number:05d}", seeds)
+    _write_shard(_maker(root, split, side, outlined), out / f"shard_{number:05d}", seeds)
 
 
 def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) -> None:

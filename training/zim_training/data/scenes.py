@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from zim_training.data import procedural
 from zim_training.data.natural import SegmentReader, read_rgb, soften
+from zim_training.data.outlines import outline, read_outlines
 from zim_training.data.sources import Source, Split, list_sources
 
 Array = NDArray[Any]  # float32 unless said otherwise
@@ -47,10 +48,28 @@ class Scene:
 class SceneMaker:
     """Draws scenes from the sources of one split; a seed gives the same scene for ever."""
 
-    def __init__(self, root: Path, split: Split, side: int = 256, natural: float = 0.45) -> None:
-        """Remember the sources; ``natural`` is the share of outlined photographs."""
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        side: int = 256,
+        natural: float = 0.45,
+        outlined: float = 0.0,
+    ) -> None:
+        """Remember the sources.
+
+        Args:
+            root: the image collection.
+            split: which sources to use.
+            side: of the frame in pixels.
+            natural: share of scenes that are photographs with labelled regions.
+            outlined: of those, the share taken from ``outlines.json``.
+        """
         self.root, self.side, self.natural = root, side, natural
         self.photos = list_sources(root, "photos", split)
+        drawn = read_outlines() if outlined else {}
+        self.drawn = [s for s in self.photos if s.file in drawn]
+        self.outlined = outlined if self.drawn else 0.0
         segments = list_sources(root, "segments/images", split)
         self.segments = {
             "coco": [s for s in segments if "coco" in s.group],
@@ -73,6 +92,11 @@ class SceneMaker:
     # -- natural scenes
 
     def _natural(self, rng: Rng) -> Scene | None:
+        if self.outlined and rng.random() < self.outlined:
+            picture, regions = _outlines(self.root, _pick(rng, self.drawn).file)
+            # one large object in the whole picture is what a first look at it sees
+            whole = rng.random() < 0.4
+            return self._cropped(rng, picture, regions, int(rng.integers(len(regions))), whole)
         kinds, weights = ("coco", "ccp", "other"), np.array([0.62, 0.36, 0.02])
         pool = self.segments[kinds[int(rng.choice(3, p=weights))]]
         if not pool:
@@ -82,7 +106,19 @@ class SceneMaker:
             return None
         person = pool[0].group.startswith("ccp") and rng.random() < 0.65
         chosen = 0 if person else int(rng.integers(len(regions)))
-        window = _frame_window(rng, regions[chosen])
+        return self._cropped(rng, picture, regions, chosen)
+
+    def _cropped(
+        self,
+        rng: Rng,
+        picture: NDArray[np.uint8],
+        regions: list[NDArray[np.bool_]],
+        chosen: int,
+        whole: bool = False,
+    ) -> Scene | None:
+        """Bring a photograph into the frame, cropped around one of its regions unless ``whole``."""
+        height, width = picture.shape[:2]
+        window = (0, 0, width, height) if whole else _frame_window(rng, regions[chosen])
         x0, y0, x1, y1 = window
         crop = picture[y0:y1, x0:x1]
         scale = self.side / max(crop.shape[:2])
@@ -210,6 +246,12 @@ def _photo(path: Path) -> NDArray[np.uint8]:
 @lru_cache(maxsize=128)
 def _segments(reader: SegmentReader, file: str):
     return reader.read(file)
+
+
+@lru_cache(maxsize=256)
+def _outlines(root: Path, file: str) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+    picture = read_rgb(root / file)
+    return picture, [outline(picture, drawn) for drawn in read_outlines()[file]]
 
 
 @lru_cache(maxsize=256)
