@@ -99,7 +99,7 @@ def test_a_field_of_another_version_is_refused_in_one_line(
     assert main(["train", "--scene", "synthetic", "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert text in error
-    assert "train again with --overwrite" in error
+    assert "train again with --scene SCENE --overwrite" in error
     assert error.count("\n") == 1
 
 

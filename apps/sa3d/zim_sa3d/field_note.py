@@ -41,11 +41,13 @@ def read_note(folder: Path) -> dict[str, Any]:
             f"{folder} holds no trained field; run zim-sa3d train first"
         ) from error
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged; train again with --overwrite") from error
+        raise CheckpointError(
+            f"{path} is damaged; train again with --scene SCENE --overwrite"
+        ) from error
     if version != VERSION:
         age = "an older" if isinstance(version, int) and version < VERSION else "a newer"
         raise CheckpointError(
             f"{path} was written by {age} zim-sa3d (version {version!r} of the field, expected "
-            f"{VERSION}); train again with --overwrite"
+            f"{VERSION}); train again with --scene SCENE --overwrite"
         )
     return about

@@ -191,7 +191,7 @@ class GridField:
         except Exception as error:
             raise CheckpointError(
                 f"the field in {folder} is damaged ({' '.join(str(error).split())}); "
-                "train again with --overwrite"
+                "train again with --scene SCENE --overwrite"
             ) from error
         field.find_empty()
         return field

@@ -175,6 +175,7 @@ class NerfstudioField:
             config, views = Path(about["config"]), int(about["views"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / FILE} is damaged ({error!r}); train again with --overwrite"
+                f"{folder / FILE} is damaged ({error!r}); "
+                "train again with --scene SCENE --overwrite"
             ) from error
         return cls(build_model(open_run(config), box, views, device), frame, space, device)
