@@ -15,6 +15,7 @@ what belongs to the object and on what does not; a stroke of one point is a clic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def read_outlines(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """Return the drawn boxes and strokes by file below the data root."""
     path = path or Path(__file__).with_name("outlines.json")
     return json.loads(path.read_text())
+
+
+def outlines_hash() -> str:
+    """Return a hash of what was drawn: other outlines make other scenes of the same seeds."""
+    return hashlib.sha256(json.dumps(read_outlines()).encode()).hexdigest()[:12]
 
 
 def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:

@@ -22,6 +22,7 @@ import numpy as np
 
 from zim.cues import CUE_PLANES, compute_cues
 from zim.errors import ConfigError
+from zim_training.data.outlines import outlines_hash
 from zim_training.data.scenes import Scene, SceneMaker
 from zim_training.data.sources import Split, split_table
 from zim_training.prompts import KINDS, MASK_SIDE, MAX_POINTS, Prompt, draw
@@ -84,7 +85,8 @@ def write_pack(
     out.mkdir(parents=True, exist_ok=True)
     meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
     meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
-    meta |= {"outlined": outlined} if outlined else {}
+    if outlined:
+        meta |= {"outlined": outlined, "outlines": outlines_hash()}
     info = out / "pack.json"
     if info.exists() and json.loads(info.read_text()) != meta:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
