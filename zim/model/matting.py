@@ -161,6 +161,7 @@ class ZimNetwork(nn.Module):
         labels: Tensor,
         *,
         mask_input: Tensor | None = None,
+        has_mask: Tensor | None = None,
         cues: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> TokenState:
@@ -172,6 +173,7 @@ class ZimNetwork(nn.Module):
             labels: ``b n``: 1 positive, 0 negative, 2 and 3 box corners, -1 SAM's padding point,
                 -2 nothing there (ragged batches).
             mask_input: ``b 1 m n`` logits or None.
+            has_mask: ``b`` bool, which prompts have a mask; None means all when there are masks.
             cues: ``b planes h/2 w/2`` from :mod:`zim.cues` when the configuration asks for them.
             image_index: ``b`` long, the image of each prompt; needed when there are several.
         """
@@ -193,7 +195,7 @@ class ZimNetwork(nn.Module):
             embedding,
             image_pe,
             self.prompt_encoder.sparse(points, labels, features.frame),
-            self.prompt_encoder.dense(mask_input, 1 if mask_input is None else b, grid),
+            self.prompt_encoder.dense(mask_input, 1 if mask_input is None else b, grid, has_mask),
             prompt_attention(points, labels, grid, self.config.attention),
             present=present,
             cues=cues,
@@ -215,6 +217,7 @@ class ZimNetwork(nn.Module):
         cues: Tensor | None = None,
         image_index: Tensor | None = None,
         tokens: slice = slice(None),
+        has_mask: Tensor | None = None,
     ) -> ZimOutput:
         """Decode prompts to logits and quality; arguments as :meth:`decode_tokens`."""
 
@@ -224,6 +227,7 @@ class ZimNetwork(nn.Module):
                 points[rows],
                 labels[rows],
                 mask_input=None if mask_input is None else mask_input[rows],
+                has_mask=None if has_mask is None else has_mask[rows],
                 cues=None if cues is None else cues[rows],
                 image_index=None if image_index is None else image_index[rows],
             )

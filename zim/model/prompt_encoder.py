@@ -96,22 +96,33 @@ class PromptEncoder(nn.Module):
         )
         return kind + (position * known[..., None]).to(kind.dtype)
 
-    def dense(self, mask: Tensor | None, batch: int, grid: tuple[int, int]) -> Tensor:
+    def dense(
+        self,
+        mask: Tensor | None,
+        batch: int,
+        grid: tuple[int, int],
+        has_mask: Tensor | None = None,
+    ) -> Tensor:
         """Embed a mask of logits, or say that there is none.
 
         Args:
             mask: ``b 1 m n`` logits of any size (SAM's 256 x 256, or our stride-2 low-res).
             batch: number of prompts.
             grid: ``(h, w)`` of the image embedding.
+            has_mask: ``b`` bool, which rows of ``mask`` count; None means all.
 
         Returns:
             ``b dim h w`` (broadcast when there is no mask).
         """
+        none = self.no_mask_embed.weight.view(1, -1, 1, 1)
         if mask is None:
-            return self.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, *grid)
+            return none.expand(batch, -1, *grid)
         h, w = grid
         if mask.shape[-2:] != (4 * h, 4 * w):
             mask = F.interpolate(
                 mask.float(), (4 * h, 4 * w), mode="bilinear", align_corners=False, antialias=True
             )
-        return self.mask_downscaling(mask.to(self.no_mask_embed.weight.dtype))
+        embedded = self.mask_downscaling(mask.to(self.no_mask_embed.weight.dtype))
+        if has_mask is None:
+            return embedded
+        return torch.where(has_mask[:, None, None, None], embedded, none)
