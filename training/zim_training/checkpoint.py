@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from zim.config import PRESETS, ZimConfig
 from zim.errors import CheckpointError, OutputError
@@ -35,11 +36,14 @@ class Ema:
             return
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         source = model.state_dict()
+        averages, values = [], []
         for key, value in self.model.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(source[key].to(value.dtype), 1 - decay)
+                averages.append(value)
+                values.append(source[key].to(value.dtype))
             else:
                 value.copy_(source[key])
+        get_ema_multi_avg_fn(decay)(averages, values, 0)  # all at once: few kernels on a GPU
 
 
 def write_atomically(path: Path, payload: dict[str, Any]) -> None:

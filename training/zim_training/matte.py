@@ -27,9 +27,13 @@ from zim.errors import ConfigError
 from zim_training import checkpoint
 from zim_training.data.loader import Batch, Pack
 from zim_training.data.prefetch import Lookahead
+from zim_training.data.resident import ResidentPack
 from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
 from zim_training.state import is_state, load_state
+
+#: a resident pack takes in new shards for so long between two log lines
+_REFRESH_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class MatteConfig:
     workers: int = 0  # threads that prepare batches ahead; 0 prepares them in line
     init: str = ""  # start from: a name or path for zim.load, or a state folder; "" is random
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 where the hardware has it
+    resident: bool = False  # keep the pack on the device and make batches there
+    compile: bool = False  # fuse a step's kernels; the first step takes a minute or more
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
     eval_scenes: int = 96
@@ -85,7 +91,10 @@ class MatteTrainer:
         """
         self.config, self.run = config, run
         run.mkdir(parents=True, exist_ok=True)
-        self.pack = Pack(data / "train")
+        self.device = zim.api.choose_device(device)
+        self.pack = (
+            ResidentPack(data / "train", self.device) if config.resident else Pack(data / "train")
+        )
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
         network = network or get_config(config.preset)
         if network.cue_planes != CUE_PLANES:
@@ -96,7 +105,6 @@ class MatteTrainer:
         torch.manual_seed(config.seed)
         self.model = zim.build(network, seed=config.seed)
         start_near_prior(self.model)
-        self.device = zim.api.choose_device(device)
         self.half = computes_in_half(config.precision, self.device)
         state = load_state(Path(config.init)) if config.init and is_state(config.init) else None
         if state is not None:
@@ -112,10 +120,13 @@ class MatteTrainer:
         if state is not None:
             self.ema.model.load_state_dict(state["ema"])
             self.ema.steps = state["ema_steps"]
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.decay), config.rate)
+        groups = parameter_groups(self.model, config.decay)
+        fused = self.device.type == "cuda" or None
+        self.optimizer = torch.optim.AdamW(groups, config.rate, fused=fused)
         self.step, self.seconds = 0, 0.0
         self.warm_from = 0  # the optimiser's moments are new since this step
-        self.batches = Lookahead(self._batch, config.workers)
+        self.batches = Lookahead(self._batch, 0 if config.resident else config.workers)
+        self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
         if state is not None:
             self.step = self.warm_from = state["step"]
         if resume:
@@ -135,17 +146,22 @@ class MatteTrainer:
         """
         saved = evaluated = logged = self.seconds
         end = self.seconds + 60 * stop_after
-        losses: list[float] = []
+        recent: list[Tensor] = []
         while self.progress() < 1.0 and self.seconds < end:
             start = time.perf_counter()
-            losses.append(self.train_step())
-            self.seconds += time.perf_counter() - start
-            if self.step % 25 == 0:
-                pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
-                self._log(kind="train", loss=float(np.mean(losses)), images_per_s=round(pace, 2))
-                losses.clear()
-                logged = self.seconds
+            recent.append(self.train_step())
+            told = self.step % 25 == 0
+            loss = float(torch.stack(recent).mean()) if told else 0.0  # a GPU is waited for here
+            if told and isinstance(self.pack, ResidentPack):
+                self.pack.refresh(_REFRESH_SECONDS)
+            elif told:
                 self.pack.refresh()
+            self.seconds += time.perf_counter() - start
+            if told:
+                pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
+                self._log(kind="train", loss=loss, images_per_s=round(pace, 2))
+                recent.clear()
+                logged = self.seconds
             if self.seconds - saved > 60 * self.config.save_minutes:
                 self.save()
                 saved = self.seconds
@@ -160,40 +176,43 @@ class MatteTrainer:
     def _batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.config.seed, step))
+        if isinstance(self.pack, ResidentPack):
+            return self.pack.batch(self.config.scenes, rng)
         count = min(self.config.scenes, len(self.pack))
         chosen = rng.choice(len(self.pack), count, replace=False)
         return self.pack.batch(chosen.tolist(), rng)
 
-    def train_step(self) -> float:
+    def train_step(self) -> Tensor:
         """Draw a batch, take one optimiser step, return the mean loss of token 0."""
         config = self.config
-        batch = self.batches.get(self.step).to(self.device)
+        batch = self.batches.get(self.step)
+        if not config.resident:
+            batch = batch.to(self.device)
         rate = learning_rate(config, self.step - self.warm_from, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        logits, quality, order = forward(self.model, batch, self.half)
-        alpha = F.avg_pool2d(batch.alpha, 2)[order]
-        valid = batch.inside[batch.scene[order]]
-        loss, first = prompt_loss(
-            logits,
-            quality,
-            alpha,
-            valid,
-            batch.single[order].float(),
+        loss, first = self.losses(
+            self.model,
+            batch,
+            self.half,
             gradient=config.gradient,
             entropy=config.entropy,
             overlap=config.overlap,
         )
-        if not torch.isfinite(loss):
-            raise ConfigError(f"the loss is {loss.item()} at step {self.step}; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if self.device.type == "cpu" or self.step % 25 == 0:
+            self._finite(loss)
         self.optimizer.step()
         self.ema.update(self.model)
         self.step += 1
-        return float(first.mean())
+        return first
+
+    def _finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise ConfigError(f"the loss is {loss.item()} at step {self.step}; lower the rate")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -278,42 +297,41 @@ def computes_in_half(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def losses(model: nn.Module, batch: Batch, half: bool, **weights: float) -> tuple[Tensor, Tensor]:
+    """Answer a batch and compare with the truth: the mean loss, and that of token 0 (detached)."""
+    logits, quality = forward(model, batch, half)
+    alpha, valid = F.avg_pool2d(batch.alpha, 2), batch.inside[batch.scene]
+    loss, first = prompt_loss(logits, quality, alpha, valid, batch.single.float(), **weights)
+    return loss, first.mean()
+
+
+def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, Tensor]:
     """Encode the batch's images and decode its prompts, in bf16 where ``half``.
 
     Returns:
-        Logits ``b 4 S/2 S/2``, quality ``b 4``, and the prompts' order (those with an earlier mask
-        are decoded apart and come last).
+        Logits ``b 4 S/2 S/2`` and quality ``b 4``.
     """
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=half):
         images = model.preprocess(batch.image)  # pyright: ignore[reportCallIssue]
         images = padded_zero(images, batch).contiguous(memory_format=torch.channels_last)
         features = model.encode_image(images)  # pyright: ignore[reportCallIssue]
-        outputs, order = [], []
-        for wanted in (False, True):
-            rows = torch.nonzero(batch.has_mask == wanted)[:, 0]
-            if not len(rows):
-                continue
-            cues = batch.cues[rows].contiguous(memory_format=torch.channels_last)
-            out = model.decode(  # pyright: ignore[reportCallIssue]
-                features,
-                batch.points[rows],
-                batch.labels[rows],
-                mask_input=batch.mask[rows] if wanted else None,
-                cues=cues,
-                image_index=batch.scene[rows],
-            )
-            outputs.append(out)
-            order.append(rows)
-    logits = torch.cat([o.logits.float() for o in outputs])
-    return logits, torch.cat([o.iou.float() for o in outputs]), torch.cat(order)
+        out = model.decode(  # pyright: ignore[reportCallIssue]
+            features,
+            batch.points,
+            batch.labels,
+            mask_input=batch.mask,
+            has_mask=batch.has_mask,
+            cues=batch.cues.contiguous(memory_format=torch.channels_last),
+            image_index=batch.scene,
+        )
+    return out.logits.float(), out.iou.float()
 
 
 def padded_zero(images: Tensor, batch: Batch) -> Tensor:
     """Set the padding to zero after normalisation, as the predictor does."""
-    picture = torch.zeros_like(images[:, :1])
-    for row, (height, width) in zip(picture, batch.size.tolist(), strict=True):
-        row[:, :height, :width] = 1
+    rows, columns = (torch.arange(n, device=images.device) for n in images.shape[-2:])
+    height, width = batch.size[:, :1], batch.size[:, 1:]
+    picture = (rows < height)[:, None, :, None] & (columns < width)[:, None, None]
     return images * picture
 
 
@@ -356,18 +374,18 @@ def score(
         numbers = list(range(start, min(start + 8, scenes, len(pack))))
         device = next(model.parameters()).device
         batch = pack.batch(numbers).to(device)
-        logits, quality, order = forward(model, batch, half)
-        alpha = F.avg_pool2d(batch.alpha, 2)[order, 0]
-        valid = batch.inside[batch.scene[order], 0]
+        logits, quality = forward(model, batch, half)
+        alpha = F.avg_pool2d(batch.alpha, 2)[:, 0]
+        valid = batch.inside[batch.scene, 0]
         predicted = logits.sigmoid()
-        prior = torch.sigmoid(PRIOR_SCALE * batch.cues[order, 0])
+        prior = torch.sigmoid(PRIOR_SCALE * batch.cues[:, 0])
         area = valid.sum((1, 2))
         error = (((predicted - alpha[:, None]) ** 2) * valid[:, None]).sum((2, 3)) / area[:, None]
         reference = (((prior - alpha) ** 2) * valid).sum((1, 2)) / area
         best = quality[:, 1:].argmax(1) + 1
-        for k, row in enumerate(order.tolist()):
-            kind = KINDS[int(batch.kind[row])]
-            name, index = pack.index[numbers[int(batch.scene[row])]]
+        for k in range(len(logits)):
+            kind = KINDS[int(batch.kind[k])]
+            name, index = pack.index[numbers[int(batch.scene[k])]]
             scene_kind = "natural" if pack.shards[name]["natural"][index] else "composite"
             pair = (float(error[k, 0]), float(reference[k]))
             values.setdefault(kind, []).append(pair)
@@ -376,7 +394,7 @@ def score(
             if kind == "click":
                 values.setdefault("click_best", []).append((float(error[k, best[k]]), pair[1]))
             if kind in ("box", "click") and len(rows) < sheet:
-                rows.append(_row(batch, row, alpha[k], prior[k], predicted[k, 0]))
+                rows.append(_row(batch, k, alpha[k], prior[k], predicted[k, 0]))
     table = {
         kind: {
             "n": len(pairs),

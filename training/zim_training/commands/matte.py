@@ -33,6 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="packs: stop for now after so long; --resume goes on",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="packs: continue the run in --output")
+    parser.add_argument(
+        "--resident", action="store_true",
+        help="packs: keep scenes on the device and make batches there; always so on a GPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="packs: fuse kernels with torch.compile; worth it on a GPU, the first step takes long",
+    )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
     add_flags(parser, TrainConfig, skip=("seed",))
@@ -89,6 +97,7 @@ def _run_packs(args: argparse.Namespace) -> Report:
     if not args.data:
         raise UsageError("matte needs packs: --data DIR (make them with zim-train data synth DIR)")
     apply_runtime(args)
+    from zim.api import choose_device
     from zim_training.matte import MatteConfig, MatteTrainer
 
     init = getattr(args, "init", "none")
@@ -103,6 +112,8 @@ def _run_packs(args: argparse.Namespace) -> Report:
         precision=getattr(args, "precision", "auto"),
         ema=getattr(args, "ema", 0.998),
         workers=getattr(args, "workers", 0),
+        resident=args.resident or choose_device(args.device).type == "cuda",
+        compile=args.compile,
     )
     run_dir, report = Path(args.output), Report(model=config.preset)
     trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume, device=args.device)

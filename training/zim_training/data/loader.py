@@ -58,6 +58,11 @@ class Batch:
         return lone & ~(self.labels == 0).any(1) & ~(self.labels >= 2).any(1) & ~self.has_mask
 
 
+def finished_shards(folder: Path) -> list[Path]:
+    """Return the shards of a pack that are complete, in order."""
+    return sorted(folder.glob("shard_*"))
+
+
 class Pack:
     """The finished shards of a pack folder, mapped into memory."""
 
@@ -85,7 +90,7 @@ class Pack:
 
     def refresh(self) -> None:
         """Take in shards that were finished since the last look."""
-        for shard in sorted(self.folder.glob("shard_*")):
+        for shard in finished_shards(self.folder):
             if shard.name not in self.shards:
                 arrays = {p.stem: np.load(p, mmap_mode="r") for p in shard.glob("*.npy")}
                 self.shards[shard.name] = arrays
