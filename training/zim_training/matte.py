@@ -32,9 +32,6 @@ from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
 from zim_training.state import is_state, load_state
 
-#: a resident pack takes in new shards for so long between two log lines
-_REFRESH_SECONDS = 0.3
-
 
 @dataclass(frozen=True)
 class MatteConfig:
@@ -152,9 +149,7 @@ class MatteTrainer:
             recent.append(self.train_step())
             told = self.step % 25 == 0
             loss = float(torch.stack(recent).mean()) if told else 0.0  # a GPU is waited for here
-            if told and isinstance(self.pack, ResidentPack):
-                self.pack.refresh(_REFRESH_SECONDS)
-            elif told:
+            if told:
                 self.pack.refresh()
             self.seconds += time.perf_counter() - start
             if told:

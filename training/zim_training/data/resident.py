@@ -7,7 +7,7 @@ the place of the oldest.
 
 from __future__ import annotations
 
-import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _TARGETS = 2
 GRABCUT_PLANES = (0, 6)
 #: share of the device's free memory that scenes may take
 _SHARE = 0.55
+#: shards that are read ahead at a time
+_AHEAD = 4
 
 Array = NDArray[Any]
 
@@ -56,25 +58,32 @@ class ResidentPack:
         self.store: dict[str, Tensor] = {}
         self.taken: set[str] = set()
         self.count = self._next = 0
+        self._readers = ThreadPoolExecutor(_AHEAD, "shards")
+        self._coming: list[Future[dict[str, Array]]] = []
         finished = Pack(folder)  # says what is wrong with the folder
         if not capacity and device.type != "cuda":
             self.capacity = len(finished)
-        self.refresh()
+        self.refresh(wait=True)
 
     def __len__(self) -> int:
         """Return the number of scenes."""
         return self.count
 
-    def refresh(self, seconds: float = float("inf")) -> None:
-        """Take in shards that were finished since the last look, for at most so long."""
-        start = time.perf_counter()
-        for shard in finished_shards(self.folder):
-            if shard.name in self.taken:
-                continue
-            self._take({p.stem: np.load(p) for p in shard.glob("*.npy")})
-            self.taken.add(shard.name)
-            if time.perf_counter() - start > seconds:
+    def refresh(self, wait: bool = False) -> None:
+        """Take in finished shards that threads have read, and let them read on.
+
+        Args:
+            wait: until everything that is finished is on the device.
+        """
+        new = [s for s in finished_shards(self.folder) if s.name not in self.taken]
+        while True:
+            while new and len(self._coming) < _AHEAD:
+                shard = new.pop(0)
+                self.taken.add(shard.name)
+                self._coming.append(self._readers.submit(_read, shard))
+            if not self._coming or not (wait or self._coming[0].done()):
                 return
+            self._take(self._coming.pop(0).result())
 
     def batch(self, count: int, rng: np.random.Generator) -> Batch:
         """Draw scenes at random, each with three prompts, mirrored, turned and tinted.
@@ -140,9 +149,8 @@ class ResidentPack:
         rows, columns = line < size[:, :1], line < size[:, 1:]
         return (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
-    def _take(self, shard: dict[str, Array]) -> None:
+    def _take(self, arrays: dict[str, Array]) -> None:
         """Copy a shard to the next free places."""
-        arrays = by_scene(shard)
         if not self.store:
             if not self.capacity:
                 free, _ = torch.cuda.mem_get_info(self.device)
@@ -161,6 +169,10 @@ class ResidentPack:
             self.store[key][places] = torch.from_numpy(values[:new]).to(self.device)
         self._next = places.stop
         self.count = max(self.count, places.stop)
+
+
+def _read(shard: Path) -> dict[str, Array]:
+    return by_scene({p.stem: np.load(p) for p in shard.glob("*.npy")})
 
 
 def by_scene(shard: dict[str, Array]) -> dict[str, Array]:
