@@ -75,6 +75,7 @@ ANSWERING = (
     "cues.py",
     "framing.py",
     "geometry.py",
+    "grabcut.py",
     "metrics.py",
     "predictor.py",
     "prompt_batch.py",

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim.grabcut import grabcut
+
 # measured on photographs: 128 cells halve the error of 96 for boxes; clicks gain nothing from more
 _GRABCUT_SIDE_BOX = 128
 _GRABCUT_SIDE_GUESS = 80
@@ -194,14 +196,10 @@ def _grabcut(crop: Array, trimap: Mask) -> Array | None:
     count = int(foreground.sum())
     if count < 8 or trimap.size - count < 8:
         return None
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(crop[..., ::-1])
     try:
-        cv2.grabCut(bgr, trimap, (0, 0, 1, 1), *models, _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
+        return grabcut(crop, trimap, _GRABCUT_ITERATIONS).astype(np.float32)
     except cv2.error:
         return None
-    return ((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)).astype(np.float32)
 
 
 def _soften(crop: Array, hard: Array, radius: int = 3, epsilon: float = 3e-3) -> Array:

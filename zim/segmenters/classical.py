@@ -7,6 +7,7 @@ import numpy as np
 
 from zim._extras import require
 from zim.errors import PromptError
+from zim.grabcut import grabcut
 from zim.prompts import Prompt
 from zim.segmenters.base import RivalSegmenter, from_alpha
 
@@ -51,11 +52,7 @@ def grabcut_mask(rgb: np.ndarray, prompt: Prompt) -> np.ndarray:
             cv2.circle(labels, (int(x), int(y)), max(1, round(SEED_SHARE * side)), kind, -1)
     if not ((labels & 1) == 0).any():
         return np.ones((height, width), dtype=bool)  # the box is the frame: nothing to learn from
-    cv2.setRNGSeed(0)  # its colour clusters start at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(rgb[..., ::-1])
-    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *models, GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return (labels & 1) == 1  # certain and probable foreground are odd
+    return grabcut(rgb, labels, GRABCUT_ITERATIONS)
 
 
 def band_trimap(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim.grabcut import grabcut
 from zim.prompts import Prompt
 from zim_inpaint.near import LIKELY, near
 
@@ -54,11 +55,7 @@ def with_ends(
     ground = (labels == cv2.GC_BGD) | (labels == cv2.GC_PR_BGD)
     if min(int(core.sum()), int(ground.sum())) < _FEWEST:
         return alpha
-    cv2.setRNGSeed(0)  # its colour clusters start at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(place.rgb[..., ::-1])
-    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *models, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    both = core | (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    both = core | grabcut(place.rgb, labels, _ITERATIONS)
     parts = cv2.connectedComponents(both.astype(np.uint8))[1]
     both &= np.isin(parts, np.unique(parts[core]))
     if both.sum() > (1 + _MOST) * core.sum():

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import ConfigError
+from zim.grabcut import grabcut
 from zim_training.data.natural import read_rgb
 from zim_training.data.sources import Split, list_sources
 
@@ -38,6 +39,7 @@ Mask = NDArray[np.bool_]
 SIDE = 400
 #: width of a stroke as a share of the longest side
 STROKE = 0.02
+_ITERATIONS = 6
 #: islands and holes smaller than this share of the object are dropped
 _SPECK = 0.01
 
@@ -82,12 +84,7 @@ def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:
             points = np.round(np.array(stroke, np.float32) * scale).astype(np.int32)
             cv2.polylines(fixed, [points], False, label, thickness)
     trimap[fixed == 1], trimap[fixed == 2] = cv2.GC_BGD, cv2.GC_FGD
-    cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(small[..., ::-1])
-    cv2.grabCut(bgr, trimap, (0, 0, 1, 1), *models, 6, cv2.GC_INIT_WITH_MASK)
-    hard = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
-    hard = _without_specks(_without_specks(hard), inverse=True)
+    hard = _without_specks(_without_specks(grabcut(small, trimap, _ITERATIONS)), inverse=True)
     soft = cv2.GaussianBlur(hard.astype(np.float32), (0, 0), 1.0)
     return cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
 
