@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 
-def grabcut(
-    rgb: NDArray[np.uint8], labels: NDArray[np.uint8], iterations: int
-) -> NDArray[np.bool_]:
+def grabcut(rgb: NDArray[Any], labels: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
     """Divide a picture into object and background.
 
     Args:
