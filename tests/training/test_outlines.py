@@ -48,7 +48,7 @@ def test_scenes_take_outlines_of_their_own_split_only(
     collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = {f"photos/wall_{k}.jpg": [{"box": [20, 15, 80, 60]}] for k in range(30)}
-    monkeypatch.setattr(scenes, "read_outlines", lambda: drawn)
+    monkeypatch.setattr(scenes, "read_outlines", lambda root: drawn)
     files = {
         split: {s.file for s in scenes.SceneMaker(collection, split, 64, 1.0, 1.0).drawn}  # pyright: ignore[reportArgumentType]
         for split in ("train", "dev")
@@ -58,7 +58,7 @@ def test_scenes_take_outlines_of_their_own_split_only(
     assert files["train"] | files["dev"] == set(drawn)
     # without them a seed gives the scene it gave before there were any
     one = scenes.SceneMaker(collection, "train", 64, 1.0).make((1, 2))
-    monkeypatch.setattr(scenes, "read_outlines", dict)
+    monkeypatch.setattr(scenes, "read_outlines", lambda root: {})
     two = scenes.SceneMaker(collection, "train", 64, 1.0, 0.5).make((1, 2))
     np.testing.assert_array_equal(one.image, two.image)
 
@@ -70,7 +70,7 @@ def test_outlined_photographs_make_a_matting_set(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     drawn = {"photos/wall_3.jpg": [{"box": [20, 15, 80, 60]}]}
-    monkeypatch.setattr(outlines, "read_outlines", lambda: drawn)
+    monkeypatch.setattr(outlines, "read_outlines", lambda root: drawn)
     command = ["data", "outlines", str(tmp_path / "set"), "--data-root", str(collection)]
     assert cli.main(command) == 0
     assert (tmp_path / "set" / "images" / "wall_3.jpg").is_file()
@@ -88,7 +88,7 @@ def test_outlined_photographs_make_a_matting_set(
 
 def test_what_was_drawn_is_well_formed() -> None:
     path = Path(outlines.__file__).with_name("outlines.json")
-    drawn = read_outlines()
+    drawn = read_outlines(Path())
     assert len(drawn) >= 40
     assert json.loads(path.read_text()) == drawn
     for file, entries in drawn.items():

@@ -13,13 +13,14 @@ from zim.commandline import Report, UsageError, timed
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "action", choices=("check", "synth", "splits", "outlines"), help="what to do"
+        "action", choices=("check", "synth", "splits", "outlines", "reduce"), help="what to do"
     )
     parser.add_argument(
         "folder",
         nargs="?",
         metavar="DIR",
-        help="sets to check, or where packs (synth) or pictures to score (outlines) go",
+        help="sets to check, or where packs (synth), pictures to score (outlines) or a smaller "
+        "collection (reduce) go",
     )
     parser.add_argument(
         "--data-root", default="../shared/data", metavar="DIR", help="image collection"
@@ -43,7 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Do the chosen action."""
-    actions = {"check": _check, "synth": _synth, "splits": _splits, "outlines": _outlines}
+    actions = {
+        "check": _check,
+        "synth": _synth,
+        "splits": _splits,
+        "outlines": _outlines,
+        "reduce": _reduce,
+    }
     return actions[args.action](args)
 
 
@@ -87,6 +94,21 @@ def _outlines(args: argparse.Namespace) -> Report:
     report.metrics["pictures"] = len(files)
     report.outputs["set"] = str(target)
     report.lines.append(f"{target}: {len(files)} photographs with outlines")
+    return report
+
+
+def _reduce(args: argparse.Namespace) -> Report:
+    from zim_training.data.reduced import write_reduced
+
+    target = args.folder or args.output
+    if not target:
+        raise UsageError("data reduce needs a folder: zim-train data reduce OUT")
+    report = Report()
+    with timed(report.seconds, "reduce"):
+        sizes = list(write_reduced(Path(args.data_root), Path(target)))
+    report.metrics |= {"pictures": len(sizes), "megabytes": round(sum(sizes) / 1e6, 1)}
+    report.outputs["collection"] = str(target)
+    report.lines.append(f"{target}: {len(sizes)} pictures, {sum(sizes) / 1e6:.1f} MB")
     return report
 
 

@@ -35,6 +35,8 @@ from zim_training.data.sources import Split, list_sources
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
+#: name of the file
+OUTLINES = "outlines.json"
 #: GrabCut works on a picture of this longest side
 SIDE = 400
 #: width of a stroke as a share of the longest side
@@ -45,15 +47,19 @@ _SPECK = 0.01
 
 
 @lru_cache(maxsize=1)
-def read_outlines(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return the drawn boxes and strokes by file below the data root."""
-    path = path or Path(__file__).with_name("outlines.json")
-    return json.loads(path.read_text())
+def read_outlines(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the drawn boxes and strokes by file below a data root.
+
+    A reduced collection (:mod:`zim_training.data.reduced`) has an ``outlines.json`` of its own.
+    """
+    own = root / OUTLINES
+    path = own if own.is_file() else Path(__file__).with_name(OUTLINES)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def outlines_hash() -> str:
+def outlines_hash(root: Path) -> str:
     """Return a hash of what was drawn: other outlines make other scenes of the same seeds."""
-    return hashlib.sha256(json.dumps(read_outlines()).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(read_outlines(root)).encode()).hexdigest()[:12]
 
 
 def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:
@@ -105,7 +111,7 @@ def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterato
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder")
-    drawn = read_outlines()
+    drawn = read_outlines(root)
     files = [s.file for s in list_sources(root, "photos", split) if s.file in drawn]
     if not files:
         raise ConfigError(f"{root} has none of the {len(drawn)} outlined photographs")

@@ -86,7 +86,7 @@ def write_pack(
     meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
     meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
     if outlined:
-        meta |= {"outlined": outlined, "outlines": outlines_hash()}
+        meta |= {"outlined": outlined, "outlines": outlines_hash(root)}
     info = out / "pack.json"
     if info.exists() and json.loads(info.read_text()) != meta:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")

@@ -67,7 +67,7 @@ class SceneMaker:
         """
         self.root, self.side, self.natural = root, side, natural
         self.photos = list_sources(root, "photos", split)
-        drawn = read_outlines() if outlined else {}
+        drawn = read_outlines(root) if outlined else {}
         self.drawn = [s for s in self.photos if s.file in drawn]
         self.outlined = outlined if self.drawn else 0.0
         segments = list_sources(root, "segments/images", split)
@@ -251,7 +251,7 @@ def _segments(reader: SegmentReader, file: str):
 @lru_cache(maxsize=256)
 def _outlines(root: Path, file: str) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     picture = read_rgb(root / file)
-    return picture, [outline(picture, drawn) for drawn in read_outlines()[file]]
+    return picture, [outline(picture, drawn) for drawn in read_outlines(root)[file]]
 
 
 @lru_cache(maxsize=256)
