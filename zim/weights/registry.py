@@ -116,7 +116,7 @@ _ROWS = (
         file="nano.safetensors",
         config="nano",
         bytes=14_403_392,
-        sha256="71b86ebb4c45e9f52c30b4078327682b51a8eb2c43cfaf0ece9b03e13915b440",
+        sha256="c6a36b903c313cf6ef40b4604816b98a81ae21985a369838941bdd7d1f855d8f",
         bundled=True,
         loadable=True,
     ),
