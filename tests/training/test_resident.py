@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from zim.cues import CUE_PLANES
+from zim.errors import ConfigError
+from zim.testing import TINY_NANO
 from zim_training.data import pack as packing
 from zim_training.data.loader import Pack
+from zim_training.data.pack import CUE_SCALE, MASK_SCALE
 from zim_training.data.resident import GRABCUT_PLANES, SLOTS, ResidentPack
+from zim_training.matte import MatteConfig, MatteTrainer
 from zim_training.prompts import KINDS
 
 SIDE = 64
+NETWORK = replace(TINY_NANO, cue_planes=CUE_PLANES)
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def folder(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resident")
+    folder = tmp_path_factory.mktemp("resident") / "train"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "SHARD", 4)
         list(packing.write_pack(collection, folder, "train", 12, side=SIDE))
@@ -30,7 +38,7 @@ def test_prompts_stay_on_their_object(folder: Path) -> None:
     pack = ResidentPack(folder, CPU, without_grabcut=0)
     rng = np.random.default_rng(0)
     seen = {"click": 0, "box": 0, "flat": 0}
-    for _ in range(12):
+    for _ in range(30):
         batch = pack.batch(6, rng)
         assert batch.image.shape == (6, 3, SIDE, SIDE)
         assert len(batch.points) == 6 * SLOTS
@@ -70,12 +78,37 @@ def test_every_scene_and_prompt_of_the_pack_is_there(folder: Path) -> None:
         batch = plain.batch([number])
         image = resident.store["image"][number].permute(2, 0, 1)
         assert torch.equal(image.float(), batch.image[0])
-        slots = range(SLOTS) if len(batch.points) == SLOTS else range(len(batch.points))
-        for slot in slots:
-            assert torch.equal(resident.store["points"][number, slot], batch.points[slot])
-            target = resident.store["target"][number, slot]
-            alpha = resident.store["alpha"][number, target].float() / 255
-            assert torch.equal(alpha, batch.alpha[slot, 0])
+        for slot in range(SLOTS):
+            k = slot % len(batch.points)
+            stored = {key: values[number, slot] for key, values in resident.store.items()
+                      if key not in ("image", "size", "alpha")}  # fmt: skip
+            assert torch.equal(stored["points"], batch.points[k])
+            assert torch.equal(stored["labels"].long(), batch.labels[k])
+            assert torch.equal(stored["cues"].float() / CUE_SCALE, batch.cues[k])
+            if batch.has_mask[k]:
+                assert torch.equal(stored["mask"].float() / MASK_SCALE, batch.mask[k, 0])
+            alpha = resident.store["alpha"][number, int(stored["target"])].float() / 255
+            assert torch.equal(alpha, batch.alpha[k, 0])
+
+
+def test_a_narrow_picture_is_mirrored_within_its_own_width(folder: Path) -> None:
+    pack = ResidentPack(folder, CPU, without_grabcut=0)
+    for key in ("image", "cues", "alpha"):
+        pack.store[key][:] = 0
+    pack.store["size"][:] = torch.tensor([50, 40], dtype=torch.int16)
+    pack.store["image"][:, 10, 4] = 200
+    pack.store["alpha"][:, :, 10, 4] = 255
+    pack.store["cues"][:, :, :, 5, 2] = 127
+    seen = set()
+    for k in range(8):
+        batch = pack.batch(6, np.random.default_rng(k))
+        for b, scene in enumerate(batch.scene.tolist()):
+            where = divmod(int(batch.alpha[b, 0].argmax()), SIDE)
+            seen.add(where)
+            assert divmod(int(batch.image[scene, 0].argmax()), SIDE) == where
+            half = divmod(int(batch.cues[b, 1].argmax()), SIDE // 2)
+            assert half == (where[0] // 2, where[1] // 2)
+    assert seen == {(10, 4), (10, 35), (4, 10), (35, 10)}
 
 
 def test_grabcuts_planes_are_blanked_for_a_share_of_prompts(folder: Path) -> None:
@@ -86,13 +119,83 @@ def test_grabcuts_planes_are_blanked_for_a_share_of_prompts(folder: Path) -> Non
     assert batch.cues[blank, 5].flatten(1).any(1).all()
 
 
-def test_new_shards_replace_the_oldest_when_the_room_is_used_up(folder: Path) -> None:
-    pack = ResidentPack(folder, CPU, capacity=8)
-    assert len(pack) == 8
-    third = Pack(folder).batch([8])
-    assert torch.equal(pack.store["image"][0].permute(2, 0, 1).float(), third.image[0])
-    pack.refresh()  # nothing new
-    assert len(pack) == 8
+def test_scenes_take_turns_where_not_all_fit(folder: Path) -> None:
+    pack, plain = ResidentPack(folder, CPU, capacity=8), Pack(folder)
+    pictures = [plain.batch([k]).image[0] for k in range(12)]
+    seen: set[int] = set()
+    for _ in range(12):
+        assert len(pack) == 8
+        here = [image.permute(2, 0, 1).float() for image in pack.store["image"]]
+        found = [k for k, p in enumerate(pictures) if any(torch.equal(p, one) for one in here)]
+        assert len(found) == 8
+        seen |= set(found)
+        _settle(pack)
+    assert seen == set(range(12))
+
+
+def test_a_pack_grows_while_it_is_drawn(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "pack.json", tmp_path)
+    shards = sorted(folder.glob("shard_*"))
+    shutil.copytree(shards[0], tmp_path / shards[0].name)
+    pack = ResidentPack(tmp_path, CPU)
+    assert len(pack) == 4
+    for k, shard in enumerate(shards[1:], 2):
+        shutil.copytree(shard, tmp_path / shard.name)
+        _settle(pack)
+        assert len(pack) == 4 * k
+        assert torch.equal(
+            pack.store["image"][4 * k - 1].permute(2, 0, 1).float(),
+            Pack(folder).batch([4 * k - 1]).image[0],
+        )
+
+
+def _settle(pack: ResidentPack) -> None:
+    """Refresh until what is being read is there."""
+    pack.refresh()
+    for _, reading in list(pack._coming):
+        reading.result()
+    pack.refresh()
+
+
+def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pack")
+    broken = tmp_path / "pack" / "shard_00001"
+    (broken / "image.npy").write_bytes(b"no array")
+    with pytest.raises(ConfigError, match="shard_00001 is damaged"):
+        ResidentPack(tmp_path / "pack", CPU)
+
+
+def test_a_resident_run_resumes_exactly_from_a_finished_pack(folder: Path, tmp_path: Path) -> None:
+    def trainer(run: str, steps: int, resume: bool = False) -> MatteTrainer:
+        config = MatteConfig(steps=steps, scenes=2, resident=True, precision="float32")
+        return MatteTrainer(config, folder.parent, tmp_path / run, resume, NETWORK)
+
+    whole = trainer("whole", 4)
+    whole.fit()
+    part = trainer("part", 4)
+    for _ in range(2):
+        part.train_step()
+    part.save()
+    rest = trainer("part", 4, resume=True)
+    rest.fit()
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[key]), key
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_weights_that_are_not_finite_are_not_saved(folder: Path, tmp_path: Path) -> None:
+    config = MatteConfig(steps=8, scenes=2, resident=True, precision="float32")
+    trainer = MatteTrainer(config, folder.parent, tmp_path / "run", network=NETWORK)
+    trainer.train_step()
+    trainer.save()
+    good = (tmp_path / "run" / "last.pt").read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ConfigError, match="diverged"):
+        trainer.save()
+    with pytest.raises(ConfigError, match="diverged"):
+        trainer.train_step()
+    assert (tmp_path / "run" / "last.pt").read_bytes() == good
 
 
 def test_a_batch_follows_from_the_generator_alone(folder: Path) -> None:

@@ -25,7 +25,7 @@ from zim.config import ZimConfig, get_config
 from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
 from zim_training import checkpoint
-from zim_training.data.loader import Batch, Pack
+from zim_training.data.loader import Batch, Pack, check_pack
 from zim_training.data.prefetch import Lookahead
 from zim_training.data.resident import ResidentPack
 from zim_training.losses import prompt_loss
@@ -89,9 +89,11 @@ class MatteTrainer:
         self.config, self.run = config, run
         run.mkdir(parents=True, exist_ok=True)
         self.device = zim.api.choose_device(device)
-        self.pack = (
-            ResidentPack(data / "train", self.device) if config.resident else Pack(data / "train")
-        )
+        check_pack(data / "train")  # before anything large happens
+        if config.scenes < 1:
+            raise ConfigError(f"scenes {config.scenes}: expected at least one a step")
+        if config.compile and not config.resident:
+            raise ConfigError("compile needs resident batches, whose shapes stay the same")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
         network = network or get_config(config.preset)
         if network.cue_planes != CUE_PLANES:
@@ -128,6 +130,9 @@ class MatteTrainer:
             self.step = self.warm_from = state["step"]
         if resume:
             self._load(checkpoint.read(run / "last.pt"))
+        self.pack = (
+            ResidentPack(data / "train", self.device) if config.resident else Pack(data / "train")
+        )
 
     def progress(self) -> float:
         """Return how much of the schedule is done, 0 to 1."""
@@ -150,6 +155,7 @@ class MatteTrainer:
             told = self.step % 25 == 0
             loss = float(torch.stack(recent).mean()) if told else 0.0  # a GPU is waited for here
             if told:
+                self._check(math.isfinite(loss))
                 self.pack.refresh()
             self.seconds += time.perf_counter() - start
             if told:
@@ -197,17 +203,20 @@ class MatteTrainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if self.device.type == "cpu" or self.step % 25 == 0:
-            self._finite(loss)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if self.device.type == "cpu":  # a GPU would be waited for; see fit and save
+            self._check(bool(norm.isfinite()))
         self.optimizer.step()
         self.ema.update(self.model)
         self.step += 1
         return first
 
-    def _finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise ConfigError(f"the loss is {loss.item()} at step {self.step}; lower the rate")
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            raise ConfigError(
+                f"training diverged at or before step {self.step + 1}; lower the rate and start "
+                "anew, or go on from the last checkpoint"
+            )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -220,7 +229,14 @@ class MatteTrainer:
         return table
 
     def save(self) -> None:
-        """Write ``last.pt``: everything needed to go on."""
+        """Write ``last.pt``: everything needed to go on.
+
+        Raises:
+            ConfigError: a weight is not finite; an older checkpoint stays.
+        """
+        weights = [*self.model.state_dict().values(), *self.ema.model.state_dict().values()]
+        floats = [w for w in weights if w.is_floating_point()]
+        self._check(bool(torch.stack([w.isfinite().all() for w in floats]).all()))
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),

@@ -177,6 +177,7 @@ class OnnxZim(Zim):
         labels: Tensor,
         *,
         mask_input: Tensor | None = None,
+        has_mask: Tensor | None = None,
         cues: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> OnnxState:
@@ -184,7 +185,15 @@ class OnnxZim(Zim):
 
         Prompts are run in groups of one image and one number of points, because the official graph
         knows no places without a point.
+
+        Raises:
+            PromptError: the graph takes no mask, or only some of the prompts have one.
         """
+        if mask_input is not None and has_mask is not None and not bool(has_mask.all()):
+            raise PromptError(
+                "an ONNX decoder takes masks for all prompts of a batch or for none; "
+                "ask for those with a mask apart"
+            )
         if mask_input is not None and not self.takes_mask:
             raise PromptError(
                 f"{self.config.name} takes no mask_input (an ONNX decoder without one); use "

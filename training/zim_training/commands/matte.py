@@ -34,12 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="packs: continue the run in --output")
     parser.add_argument(
-        "--resident", action="store_true",
-        help="packs: keep scenes on the device and make batches there; always so on a GPU",
+        "--resident", action=argparse.BooleanOptionalAction,
+        help="packs: keep scenes on the device, make batches there and vary them more; --workers "
+        "does not apply then [on a GPU and with --compile]",
     )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true",
-        help="packs: fuse kernels with torch.compile; worth it on a GPU, the first step takes long",
+        help="packs: fuse kernels with torch.compile; worth it on a GPU, the first step takes a "
+        "minute, which counts",
     )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
@@ -100,7 +102,9 @@ def _run_packs(args: argparse.Namespace) -> Report:
     from zim.api import choose_device
     from zim_training.matte import MatteConfig, MatteTrainer
 
-    init = getattr(args, "init", "none")
+    init, resident = getattr(args, "init", "none"), args.resident
+    if resident is None:
+        resident = args.compile or choose_device(args.device).type == "cuda"
     config = MatteConfig(
         preset=args.preset or "nano",
         minutes=args.minutes,
@@ -112,7 +116,7 @@ def _run_packs(args: argparse.Namespace) -> Report:
         precision=getattr(args, "precision", "auto"),
         ema=getattr(args, "ema", 0.998),
         workers=getattr(args, "workers", 0),
-        resident=args.resident or choose_device(args.device).type == "cuda",
+        resident=resident,
         compile=args.compile,
     )
     run_dir, report = Path(args.output), Report(model=config.preset)

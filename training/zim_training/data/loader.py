@@ -63,6 +63,26 @@ def finished_shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard_*"))
 
 
+def check_pack(folder: Path) -> int:
+    """Return the side of a pack's frame in pixels.
+
+    Raises:
+        ConfigError: no pack, another generator's pack, or no finished shard.
+    """
+    info = folder / "pack.json"
+    if not info.is_file():
+        raise ConfigError(f"{folder} holds no pack; write one with: zim-train data synth")
+    about = json.loads(info.read_text())
+    if about["version"] != GENERATOR_VERSION:
+        raise ConfigError(
+            f"{folder} was written by generator {about['version']}, this is {GENERATOR_VERSION}; "
+            "write the pack again"
+        )
+    if not finished_shards(folder):
+        raise ConfigError(f"{folder} holds no finished shard yet; wait, or write the pack")
+    return about["side"]
+
+
 class Pack:
     """The finished shards of a pack folder, mapped into memory."""
 
@@ -72,21 +92,11 @@ class Pack:
         Raises:
             ConfigError: no pack, another generator's pack, or no finished shard.
         """
-        info = folder / "pack.json"
-        if not info.is_file():
-            raise ConfigError(f"{folder} holds no pack; write one with: zim-train data synth")
-        version = json.loads(info.read_text())["version"]
-        if version != GENERATOR_VERSION:
-            raise ConfigError(
-                f"{folder} was written by generator {version}, this is {GENERATOR_VERSION}; "
-                "write the pack again"
-            )
+        check_pack(folder)
         self.folder = folder
         self.shards: dict[str, dict[str, np.ndarray]] = {}
         self.index: list[tuple[str, int]] = []
         self.refresh()
-        if not self.index:
-            raise ConfigError(f"{folder} holds no finished shard yet; wait, or write the pack")
 
     def refresh(self) -> None:
         """Take in shards that were finished since the last look."""

@@ -1,12 +1,14 @@
 """A pack kept on the training device, so that a GPU never waits for a disk or a core.
 
-Shards are copied to the device as they are finished and stay there as bytes; a batch is gathered,
-mirrored, turned and tinted by the device itself. When the room is used up the newest shard takes
-the place of the oldest.
+Threads copy shards to the device as they are finished, where they stay as bytes; a batch is
+gathered, mirrored, turned and tinted by the device itself. When the room is used up a shard
+takes the place of the oldest, which waits for its turn to come back.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from zim_training.data.loader import Batch, Pack, finished_shards
+from zim.errors import ConfigError
+from zim_training.data.loader import Batch, check_pack, finished_shards
 from zim_training.data.pack import CUE_SCALE, MASK_SCALE
+from zim_training.prompts import MASK_SIDE
 
 #: prompts per scene; a scene with fewer has some of them twice
 SLOTS = 3
@@ -26,7 +30,7 @@ SLOTS = 3
 _TARGETS = 2
 #: cue planes that come from GrabCut
 GRABCUT_PLANES = (0, 6)
-#: share of the device's free memory that scenes may take
+#: share of a GPU's free memory that scenes may take
 _SHARE = 0.55
 #: shards that are read ahead at a time
 _AHEAD = 4
@@ -45,24 +49,28 @@ class ResidentPack:
         Args:
             folder: of the pack.
             device: where the scenes stay and batches are made.
-            capacity: most scenes at a time; 0 takes half of a GPU's free memory, or on a CPU as
-                many as are finished.
+            capacity: most scenes at a time; 0 takes what 55 % of a GPU's free memory holds (0.7 MB
+                a scene at 256 pixels), or on a CPU as many as there are.
             without_grabcut: share of prompts whose GrabCut planes are blanked, so that the network
                 cannot lean on them alone.
 
         Raises:
-            ConfigError: as for :class:`Pack`.
+            ConfigError: as for :class:`zim_training.data.loader.Pack`, or a frame whose side is no
+                multiple of 64 pixels.
         """
+        side = check_pack(folder)
+        if side % MASK_SIDE:
+            raise ConfigError(f"{folder} has frames of {side} pixels; expected a multiple of 64")
         self.folder, self.device, self.capacity = folder, device, capacity
         self.without_grabcut = without_grabcut
         self.store: dict[str, Tensor] = {}
-        self.taken: set[str] = set()
         self.count = self._next = 0
         self._readers = ThreadPoolExecutor(_AHEAD, "shards")
-        self._coming: list[Future[dict[str, Array]]] = []
-        finished = Pack(folder)  # says what is wrong with the folder
-        if not capacity and device.type != "cuda":
-            self.capacity = len(finished)
+        self._listed: set[str] = set()
+        self._new: deque[Path] = deque()  # finished, never here
+        self._gone: deque[Path] = deque()  # here once, replaced
+        self._here: deque[tuple[Path, slice]] = deque()  # with their places, oldest first
+        self._coming: deque[tuple[Path, Future[dict[str, Array]]]] = deque()
         self.refresh(wait=True)
 
     def __len__(self) -> int:
@@ -72,23 +80,34 @@ class ResidentPack:
     def refresh(self, wait: bool = False) -> None:
         """Take in finished shards that threads have read, and let them read on.
 
+        Where not all fit, those that are not there take turns, one at a call.
+
         Args:
-            wait: until everything that is finished is on the device.
+            wait: until everything that is finished, or fits, is on the device.
         """
-        new = [s for s in finished_shards(self.folder) if s.name not in self.taken]
+        for shard in finished_shards(self.folder):
+            if shard.name not in self._listed:
+                self._listed.add(shard.name)
+                self._new.append(shard)
         while True:
-            while new and len(self._coming) < _AHEAD:
-                shard = new.pop(0)
-                self.taken.add(shard.name)
-                self._coming.append(self._readers.submit(_read, shard))
-            if not self._coming or not (wait or self._coming[0].done()):
+            while self._new and len(self._coming) < _AHEAD and not (wait and self._gone):
+                self._read(self._new.popleft())
+            if self._gone and not self._coming:
+                self._read(self._gone.popleft())
+                if wait:
+                    return
+            if not self._coming or not (wait or self._coming[0][1].done()):
                 return
-            self._take(self._coming.pop(0).result())
+            shard, arrays = self._coming.popleft()
+            self._take(shard, arrays.result())
+
+    def _read(self, shard: Path) -> None:
+        self._coming.append((shard, self._readers.submit(read_shard, shard)))
 
     def batch(self, count: int, rng: np.random.Generator) -> Batch:
-        """Draw scenes at random, each with three prompts, mirrored, turned and tinted.
+        """Draw scenes at random, each with three prompts, mirrored, turned, tinted and with noise.
 
-        The choice and every random number but the camera's noise come from ``rng``.
+        Everything follows from ``rng`` and from what is on the device.
         """
         chosen = rng.integers(self.count, size=count)
         where = torch.from_numpy(chosen).to(self.device, non_blocking=True)
@@ -97,7 +116,7 @@ class ResidentPack:
         image = got["image"].permute(0, 3, 1, 2).float()
         side = image.shape[-1]
         inside = self._pictures(size, side)
-        image = _tinted(rng, image, int(chosen[0])) * inside
+        image = _tinted(rng, image) * inside
         per_prompt = {
             "cues": got["cues"].flatten(0, 1),
             "mask": got["mask"].flatten(0, 1)[:, None],
@@ -105,8 +124,9 @@ class ResidentPack:
         }
         points, labels = got["points"].flatten(0, 1), got["labels"].flatten(0, 1).long()
         scene = torch.arange(count, device=self.device).repeat_interleave(SLOTS)
-        # only widths that divide by four can be mirrored exactly in planes of every stride
-        flip = self._coin(rng, count, 0.5) & (size[:, 1] % 4 == 0)
+        # only these widths can be mirrored exactly in cues and masks as well
+        step = math.lcm(2, side // MASK_SIDE)
+        flip = self._coin(rng, count, 0.5) & (size[:, 1] % step == 0)
         turn = self._coin(rng, count, 0.15)
         image = _turned(_mirrored(image, flip, size[:, 1]), turn)
         inside = _turned(inside, turn)
@@ -149,47 +169,67 @@ class ResidentPack:
         rows, columns = line < size[:, :1], line < size[:, 1:]
         return (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
-    def _take(self, arrays: dict[str, Array]) -> None:
-        """Copy a shard to the next free places."""
-        if not self.store:
-            if not self.capacity:
-                free, _ = torch.cuda.mem_get_info(self.device)
-                each = sum(a[0].nbytes for a in arrays.values())
-                self.capacity = max(1, int(_SHARE * free / each))
-            for key, values in arrays.items():
-                shape = (self.capacity, *values.shape[1:])
-                kind = torch.from_numpy(values[:1]).dtype
-                self.store[key] = torch.zeros(shape, dtype=kind, device=self.device)
+    def _take(self, shard: Path, arrays: dict[str, Array]) -> None:
+        """Copy a shard to the next free places, or to those of the oldest."""
         new = len(arrays["image"])
-        if self._next + new > self.capacity:
-            self._next = 0
-        new = min(new, self.capacity)
+        if not self.store:
+            self._make_room(arrays)
+        if not self.capacity and self._next + new > len(self.store["image"]):  # on a CPU
+            for key, values in self.store.items():
+                self.store[key] = torch.cat([values, values.new_zeros(new, *values.shape[1:])])
+        elif self.capacity and self._next + new > self.capacity:
+            self._next, new = 0, min(new, self.capacity)
         places = slice(self._next, self._next + new)
+        for old, where in list(self._here):
+            if where.start < places.stop and places.start < where.stop:
+                self._here.remove((old, where))
+                self._gone.append(old)
         for key, values in arrays.items():
             self.store[key][places] = torch.from_numpy(values[:new]).to(self.device)
+        self._here.append((shard, places))
         self._next = places.stop
         self.count = max(self.count, places.stop)
 
+    def _make_room(self, arrays: dict[str, Array]) -> None:
+        if not self.capacity and self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            each = sum(a[0].nbytes for a in arrays.values())
+            self.capacity = max(1, int(_SHARE * free / each))
+        room = self.capacity or len(arrays["image"])
+        for key, values in arrays.items():
+            kind = torch.from_numpy(values[:1]).dtype
+            self.store[key] = torch.zeros((room, *values.shape[1:]), dtype=kind, device=self.device)
 
-def _read(shard: Path) -> dict[str, Array]:
-    return by_scene({p.stem: np.load(p) for p in shard.glob("*.npy")})
+
+def read_shard(shard: Path) -> dict[str, Array]:
+    """Read a shard and arrange it scene by scene.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        return by_scene({p.stem: np.load(p) for p in shard.glob("*.npy")})
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{shard} is damaged ({type(error).__name__}: {reason}); delete it and run "
+            "zim-train data synth again"
+        ) from error
 
 
 def by_scene(shard: dict[str, Array]) -> dict[str, Array]:
-    """Arrange a shard scene by scene, ``SLOTS`` prompts and two alphas each."""
-    scenes = len(shard["image"])
-    rows = np.zeros((scenes, SLOTS), np.int64)
-    for k in range(scenes):
-        own = np.nonzero(shard["scene"] == k)[0]
-        rows[k] = np.resize(own, SLOTS)
-    alphas = np.zeros((scenes, _TARGETS), np.int64)
-    target = np.zeros((scenes, SLOTS), np.int8)
-    for k in range(scenes):
+    """Arrange a shard's scenes that have prompts, ``SLOTS`` prompts and two alphas each."""
+    asked = np.flatnonzero(np.isin(np.arange(len(shard["image"])), shard["scene"]))
+    rows = np.zeros((len(asked), SLOTS), np.int64)
+    alphas = np.zeros((len(asked), _TARGETS), np.int64)
+    target = np.zeros((len(asked), SLOTS), np.int8)
+    for k, scene in enumerate(asked):
+        rows[k] = np.resize(np.nonzero(shard["scene"] == scene)[0], SLOTS)
         known, which = np.unique(shard["target"][rows[k]], return_inverse=True)
         alphas[k] = np.resize(known, _TARGETS)
         target[k] = which.reshape(-1)
     out = {key: shard[key][rows] for key in ("points", "labels", "kind", "cues", "mask")}
-    out |= {key: shard[key] for key in ("image", "size")}
+    out |= {key: shard[key][asked] for key in ("image", "size")}
     return out | {"alpha": shard["alpha"][alphas], "target": target}
 
 
@@ -222,7 +262,7 @@ def _mirrored_points(points: Tensor, labels: Tensor, flip: Tensor, width: Tensor
     return torch.stack([x, points[..., 1]], -1)
 
 
-def _tinted(rng: np.random.Generator, image: Tensor, seed: int) -> Tensor:
+def _tinted(rng: np.random.Generator, image: Tensor) -> Tensor:
     """Change light, contrast and the balance of colours, and add a camera's noise to some."""
     n = len(image)
 
@@ -233,7 +273,7 @@ def _tinted(rng: np.random.Generator, image: Tensor, seed: int) -> Tensor:
     gain = rng.uniform(0.8, 1.25, (n, 1)) * rng.uniform(0.92, 1.08, (n, 3))
     gamma = np.where(rng.random(n) < 0.3, rng.uniform(0.75, 1.3, n), 1.0)
     noise = np.where(rng.random(n) < 0.25, rng.uniform(0.5, 6.0, n), 0.0)
-    grain = torch.Generator(image.device).manual_seed(seed)
+    grain = torch.Generator(image.device).manual_seed(int(rng.integers(2**31)))
     image = (image / 255.0).clamp_min(1e-4) ** column(gamma) * 255.0
     image = image * column(gain) + column(rng.uniform(-16, 16, n))
     random = torch.randn(image.shape, generator=grain, device=image.device)
