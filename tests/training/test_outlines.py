@@ -40,6 +40,8 @@ def test_box_polygon_and_strokes_choose_the_object() -> None:
     assert overlap(outline(picture, both), disc | square) > 0.97
     inside = [[104 + x, 44 + y] for y in range(0, 36, 3) for x in (0, 33)]
     assert not outline(picture, both | {"rest": [inside]})[46:76, 108:132].any()
+    drawn = outline(picture, {"polygon": [[100, 40], [140.4, 40], [140.4, 80], [100, 80]]})
+    assert overlap(drawn, square) > 0.99
     kept = outline(picture, {"box": [15, 25, 85, 95], "object": [[[50, 60], [50, 90]]]})
     assert kept[50:85, 49:52].all()
 
@@ -96,6 +98,10 @@ def test_what_was_drawn_is_well_formed() -> None:
         assert group_of(file)
         assert entries
         for entry in entries:
+            if "polygon" in entry:
+                assert set(entry) == {"polygon"}
+                assert cv2.contourArea(np.array(entry["polygon"], np.float32)) > 1000
+                continue
             assert set(entry) <= {"box", "within", "object", "rest"}
             assert ("box" in entry) != ("within" in entry)
             if "box" in entry:

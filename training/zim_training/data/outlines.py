@@ -1,4 +1,4 @@
-"""Photographs without labels: objects outlined by GrabCut from a person's box and strokes.
+"""Photographs without labels: objects outlined by hand, most by GrabCut from box and strokes.
 
 ``outlines.json`` keeps what was drawn and nothing else; the mattes are worked out again from it, so
 the pictures stay where they are and the labels can be read, corrected and extended by hand. An
@@ -10,7 +10,9 @@ An entry, all coordinates in pixels of the file::
                              "object": [[[x, y], ...], ...], "rest": [[[x, y], ...], ...]}]
 
 ``within`` is a rough polygon that takes the box's place; ``object`` and ``rest`` are strokes on
-what belongs to the object and on what does not; a stroke of one point is a click.
+what belongs to the object and on what does not; a stroke of one point is a click. Where colours
+say nothing, as among fruit of one kind, an entry is ``{"polygon": [[x, y], ...]}``: the outline
+itself. A photograph may have several objects.
 """
 
 from __future__ import annotations
@@ -73,6 +75,11 @@ def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:
         h x w bool.
     """
     height, width = picture.shape[:2]
+    if "polygon" in drawn:
+        mask = np.zeros((height, width), np.uint8)
+        corners = np.round(np.array(drawn["polygon"], np.float32) * 16).astype(np.int32)
+        cv2.fillPoly(mask, [corners], 1, shift=4)
+        return mask > 0
     scale = min(1.0, SIDE / max(height, width))
     size = (round(width * scale), round(height * scale))
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
@@ -96,7 +103,9 @@ def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:
 
 
 def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterator[str]:
-    """Write the outlined photographs as benchmarks read them: ``images/`` and ``alphas/``.
+    """Write the photographs with one outlined object as benchmarks read them.
+
+    They go to ``images/`` and ``alphas/``.
 
     Args:
         root: the image collection.
@@ -112,14 +121,14 @@ def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterato
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder")
     drawn = read_outlines(root)
-    files = [s.file for s in list_sources(root, "photos", split) if s.file in drawn]
+    files = [s.file for s in list_sources(root, "photos", split) if len(drawn.get(s.file, ())) == 1]
     if not files:
         raise ConfigError(f"{root} has none of the {len(drawn)} outlined photographs")
     for name in ("images", "alphas"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for file in files:
         picture = read_rgb(root / file)
-        mask = np.max([outline(picture, one) for one in drawn[file]], axis=0)
+        mask = outline(picture, drawn[file][0])
         alpha = out / "alphas" / f"{Path(file).stem}.png"
         if not cv2.imwrite(str(alpha), mask.astype(np.uint8) * 255):
             raise ConfigError(f"{alpha} cannot be written")
