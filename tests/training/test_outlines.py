@@ -12,7 +12,7 @@ import pytest
 from zim_training import cli
 from zim_training.data import outlines, scenes
 from zim_training.data.outlines import outline, read_outlines
-from zim_training.data.sources import FOLDERS, group_of
+from zim_training.data.sources import FOLDERS, group_of, split_of
 
 SIZE = (120, 160)
 
@@ -99,7 +99,9 @@ def test_what_was_drawn_is_well_formed() -> None:
         assert entries
         for entry in entries:
             if "polygon" in entry:
-                assert set(entry) == {"polygon"}
+                assert set(entry) - {"proposed"} == {"polygon"}
+                # what the model itself proposed must not be what it is compared on
+                assert not entry.get("proposed") or split_of(group_of(file)) == "train"
                 assert cv2.contourArea(np.array(entry["polygon"], np.float32)) > 1000
                 continue
             assert set(entry) <= {"box", "within", "object", "rest"}

@@ -12,7 +12,8 @@ An entry, all coordinates in pixels of the file::
 ``within`` is a rough polygon that takes the box's place; ``object`` and ``rest`` are strokes on
 what belongs to the object and on what does not; a stroke of one point is a click. Where colours
 say nothing, as among fruit of one kind, an entry is ``{"polygon": [[x, y], ...]}``: the outline
-itself. A photograph may have several objects.
+itself. A photograph may have several objects. A polygon that is ``"proposed"`` is ``nano``'s answer
+to a box and clicks, kept after a look at it: for training only, never to score with.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterato
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder")
     drawn = read_outlines(root)
-    files = [s.file for s in list_sources(root, "photos", split) if len(drawn.get(s.file, ())) == 1]
+    single = {f for f, (one, *rest) in drawn.items() if not rest and not one.get("proposed")}
+    files = [s.file for s in list_sources(root, "photos", split) if s.file in single]
     if not files:
         raise ConfigError(f"{root} has none of the {len(drawn)} outlined photographs")
     for name in ("images", "alphas"):

@@ -90,7 +90,7 @@ def _times(value: Any, factor: float) -> Any:
     """Scale coordinates in nested lists."""
     if isinstance(value, list):
         return [_times(one, factor) for one in value]
-    return round(value * factor, 1)
+    return value if isinstance(value, bool) else round(value * factor, 1)
 
 
 def _copy_tables(root: Path, out: Path, kept: set[str]) -> None:
