@@ -90,7 +90,7 @@ def test_loss_falls_on_one_batch(
     config = MatteConfig(steps=40, rate=3e-3, warm_up=1)
     trainer = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
     batch = Pack(data / "train").batch([0, 1, 2, 3])
-    monkeypatch.setattr(trainer.pack, "batch", lambda scenes, rng: batch)
+    monkeypatch.setattr(trainer.pack, "draw", lambda count, rng: batch)
     losses = [float(trainer.train_step()) for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 

@@ -39,7 +39,7 @@ def test_prompts_stay_on_their_object(folder: Path) -> None:
     rng = np.random.default_rng(0)
     seen = {"click": 0, "box": 0, "flat": 0}
     for _ in range(30):
-        batch = pack.batch(6, rng)
+        batch = pack.draw(6, rng)
         assert batch.image.shape == (6, 3, SIDE, SIDE)
         assert len(batch.points) == 6 * SLOTS
         alpha = batch.alpha[:, 0]
@@ -101,7 +101,7 @@ def test_a_narrow_picture_is_mirrored_within_its_own_width(folder: Path) -> None
     pack.store["cues"][:, :, :, 5, 2] = 127
     seen = set()
     for k in range(8):
-        batch = pack.batch(6, np.random.default_rng(k))
+        batch = pack.draw(6, np.random.default_rng(k))
         for b, scene in enumerate(batch.scene.tolist()):
             where = divmod(int(batch.alpha[b, 0].argmax()), SIDE)
             seen.add(where)
@@ -113,7 +113,7 @@ def test_a_narrow_picture_is_mirrored_within_its_own_width(folder: Path) -> None
 
 def test_grabcuts_planes_are_blanked_for_a_share_of_prompts(folder: Path) -> None:
     pack = ResidentPack(folder, CPU, without_grabcut=0.5)
-    batch = pack.batch(60, np.random.default_rng(1))
+    batch = pack.draw(60, np.random.default_rng(1))
     blank = ~batch.cues[:, GRABCUT_PLANES[0]].flatten(1).any(1)
     assert 0.3 < blank.float().mean() < 0.7
     assert batch.cues[blank, 5].flatten(1).any(1).all()
@@ -200,6 +200,6 @@ def test_weights_that_are_not_finite_are_not_saved(folder: Path, tmp_path: Path)
 
 def test_a_batch_follows_from_the_generator_alone(folder: Path) -> None:
     pack = ResidentPack(folder, CPU)
-    one, two = (pack.batch(4, np.random.default_rng(3)) for _ in range(2))
+    one, two = (pack.draw(4, np.random.default_rng(3)) for _ in range(2))
     for name in ("image", "points", "cues", "alpha", "mask", "size"):
         assert torch.equal(getattr(one, name), getattr(two, name))

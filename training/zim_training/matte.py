@@ -177,18 +177,12 @@ class MatteTrainer:
     def _batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.config.seed, step))
-        if isinstance(self.pack, ResidentPack):
-            return self.pack.batch(self.config.scenes, rng)
-        count = min(self.config.scenes, len(self.pack))
-        chosen = rng.choice(len(self.pack), count, replace=False)
-        return self.pack.batch(chosen.tolist(), rng)
+        return self.pack.draw(self.config.scenes, rng)
 
     def train_step(self) -> Tensor:
         """Draw a batch, take one optimiser step, return the mean loss of token 0."""
         config = self.config
-        batch = self.batches.get(self.step)
-        if not config.resident:
-            batch = batch.to(self.device)
+        batch = self.batches.get(self.step).to(self.device)
         rate = learning_rate(config, self.step - self.warm_from, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate

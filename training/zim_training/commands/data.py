@@ -75,6 +75,14 @@ def _check(args: argparse.Namespace) -> Report:
     return report
 
 
+def _target(args: argparse.Namespace) -> Path:
+    """Return the folder to write to."""
+    target = args.folder or args.output
+    if not target:
+        raise UsageError(f"data {args.action} needs a folder: zim-train data {args.action} OUT")
+    return Path(target)
+
+
 def _splits(args: argparse.Namespace) -> Report:
     from zim_training.data.sources import split_table
 
@@ -85,30 +93,26 @@ def _splits(args: argparse.Namespace) -> Report:
 def _outlines(args: argparse.Namespace) -> Report:
     from zim_training.data.outlines import write_outlined
 
-    target = args.folder or args.output
-    if not target:
-        raise UsageError("data outlines needs a folder: zim-train data outlines OUT")
+    out = _target(args)
     report = Report()
     with timed(report.seconds, "outlines"):
-        files = list(write_outlined(Path(args.data_root), Path(target)))
+        files = list(write_outlined(Path(args.data_root), out))
     report.metrics["pictures"] = len(files)
-    report.outputs["set"] = str(target)
-    report.lines.append(f"{target}: {len(files)} photographs with outlines")
+    report.outputs["set"] = str(out)
+    report.lines.append(f"{out}: {len(files)} photographs with outlines")
     return report
 
 
 def _reduce(args: argparse.Namespace) -> Report:
     from zim_training.data.reduced import write_reduced
 
-    target = args.folder or args.output
-    if not target:
-        raise UsageError("data reduce needs a folder: zim-train data reduce OUT")
+    out = _target(args)
     report = Report()
     with timed(report.seconds, "reduce"):
-        sizes = list(write_reduced(Path(args.data_root), Path(target)))
+        sizes = list(write_reduced(Path(args.data_root), out))
     report.metrics |= {"pictures": len(sizes), "megabytes": round(sum(sizes) / 1e6, 1)}
-    report.outputs["collection"] = str(target)
-    report.lines.append(f"{target}: {len(sizes)} pictures, {sum(sizes) / 1e6:.1f} MB")
+    report.outputs["collection"] = str(out)
+    report.lines.append(f"{out}: {len(sizes)} pictures, {sum(sizes) / 1e6:.1f} MB")
     return report
 
 
@@ -116,12 +120,9 @@ def _synth(args: argparse.Namespace) -> Report:
     from zim_training.data.pack import write_pack
 
     root, report = Path(args.data_root), Report()
-    target = args.folder or args.output
-    if not target:
-        raise UsageError("data synth needs a folder: zim-train data synth OUT")
+    out = _target(args)
     if not 0 <= args.outlined <= 1:
         raise UsageError(f"--outlined {args.outlined}: expected a share from 0 to 1")
-    out = Path(target)
     options = {"workers": args.workers, "outlined": args.outlined}
     with timed(report.seconds, "synth"):
         for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed, **options):

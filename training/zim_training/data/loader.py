@@ -45,10 +45,13 @@ class Batch:
     size: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; pinned memory is copied while other work goes on."""
+        """Return the batch on a device; pinned memory is copied while other work goes on.
+
+        What is there already is not copied.
+        """
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if device.type == "cuda":
-            tensors = {name: t.pin_memory() for name, t in tensors.items()}
+            tensors = {n: t if t.is_cuda else t.pin_memory() for n, t in tensors.items()}
         return Batch(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
     @property
@@ -109,6 +112,11 @@ class Pack:
     def __len__(self) -> int:
         """Return the number of scenes."""
         return len(self.index)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """Gather different scenes at random, at most as many as there are, mirrored and tinted."""
+        chosen = rng.choice(len(self), min(count, len(self)), replace=False)
+        return self.batch(chosen.tolist(), rng)
 
     def batch(self, scenes: list[int], rng: np.random.Generator | None = None) -> Batch:
         """Gather scenes with all their prompts; with ``rng`` mirrored and tinted at random."""

@@ -103,6 +103,12 @@ def outline(picture: NDArray[np.uint8], drawn: dict[str, Any]) -> Mask:
     return cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
+def refuse_used(folder: Path) -> None:
+    """Raise ConfigError where a folder to write to holds something already."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; choose another folder")
+
+
 def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterator[str]:
     """Write the photographs with one outlined object as benchmarks read them.
 
@@ -119,8 +125,7 @@ def write_outlined(root: Path, out: Path, split: Split | None = None) -> Iterato
     Raises:
         ConfigError: ``out`` holds something, or the collection has no outlined photograph.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another folder")
+    refuse_used(out)
     drawn = read_outlines(root)
     single = {f for f, (one, *rest) in drawn.items() if not rest and not one.get("proposed")}
     files = [s.file for s in list_sources(root, "photos", split) if s.file in single]

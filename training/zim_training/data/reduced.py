@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from zim.errors import ConfigError
-from zim_training.data.outlines import OUTLINES, read_outlines
+from zim_training.data.outlines import OUTLINES, read_outlines, refuse_used
 from zim_training.data.sources import FOLDERS, list_sources
 
 #: longest side of plain photographs in pixels
@@ -42,8 +42,7 @@ def write_reduced(root: Path, out: Path) -> Iterator[int]:
     Raises:
         ConfigError: ``out`` holds something, or a picture cannot be read or written.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another folder")
+    refuse_used(out)
     drawn, kept = read_outlines(root), set()
     scaled: dict[str, Any] = {}
     for folder in FOLDERS:

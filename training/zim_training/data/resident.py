@@ -104,7 +104,7 @@ class ResidentPack:
     def _read(self, shard: Path) -> None:
         self._coming.append((shard, self._readers.submit(read_shard, shard)))
 
-    def batch(self, count: int, rng: np.random.Generator) -> Batch:
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
         """Draw scenes at random, each with three prompts, mirrored, turned, tinted and with noise.
 
         Everything follows from ``rng`` and from what is on the device.
@@ -141,9 +141,8 @@ class ResidentPack:
         cues = per_prompt["cues"].float() / CUE_SCALE
         if self.without_grabcut:
             kept = ~self._coin(rng, len(cues), self.without_grabcut)
-            planes = torch.zeros(cues.shape[1], dtype=torch.bool, device=self.device)
-            planes[list(GRABCUT_PLANES)] = True
-            cues = cues * (kept[:, None] | ~planes).float()[:, :, None, None]
+            for plane in GRABCUT_PLANES:
+                cues[:, plane] *= kept[:, None, None]
         mask = per_prompt["mask"].float()
         has_mask = mask[:, 0, 0, 0] != -128
         return Batch(
@@ -174,9 +173,11 @@ class ResidentPack:
         new = len(arrays["image"])
         if not self.store:
             self._make_room(arrays)
-        if not self.capacity and self._next + new > len(self.store["image"]):  # on a CPU
+        room = len(self.store["image"])
+        if not self.capacity and self._next + new > room:  # on a CPU; doubled, as lists are
             for key, values in self.store.items():
-                self.store[key] = torch.cat([values, values.new_zeros(new, *values.shape[1:])])
+                more = values.new_zeros(max(new, room), *values.shape[1:])
+                self.store[key] = torch.cat([values, more])
         elif self.capacity and self._next + new > self.capacity:
             self._next, new = 0, min(new, self.capacity)
         places = slice(self._next, self._next + new)
