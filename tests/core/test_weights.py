@@ -12,7 +12,7 @@ import zim
 from zim.config import PRESETS, ViTConfig, ZimConfig
 from zim.errors import CheckpointError, ConfigError, DownloadError, OutputError
 from zim.testing import TINY_NANO, tiny_model
-from zim.weights import REGISTRY, load_sam
+from zim.weights import REGISTRY, load_sam, store
 
 
 @pytest.mark.parametrize("config", [PRESETS["tiny"], TINY_NANO], ids=["vit", "conv"])
@@ -189,3 +189,24 @@ def test_the_bundled_weights_are_the_registered_ones() -> None:
     assert len(data) <= 40e6
     model = zim.load("nano", device="cpu", dtype="float32")
     assert model.config == PRESETS["nano"]
+
+
+def test_a_hub_whose_name_is_unknown_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ZIM_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
+    monkeypatch.setattr(store.urllib.request, "getproxies", dict)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(store.socket, "getaddrinfo", lambda *where: asked.append(where))
+    assert not store.cache_only()
+    assert asked == [("mirror.example", 8443)]
+
+    def unknown(*where: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(store.socket, "getaddrinfo", unknown)
+    assert store.cache_only()
+    monkeypatch.setattr(store.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert not store.cache_only()
+    monkeypatch.setenv("ZIM_OFFLINE", "1")
+    assert store.cache_only()

@@ -26,7 +26,7 @@ from typing import Any
 from zim.config import ZimConfig
 from zim.errors import CheckpointError, ConfigError
 from zim.weights.registry import REGISTRY, Checkpoint
-from zim.weights.store import offline
+from zim.weights.store import cache_only, offline
 
 ENCODER, DECODER, SINGLE, METADATA = "encoder.onnx", "decoder.onnx", "single.onnx", "metadata.json"
 #: everything ``zim export`` may write; beyond 2 GB the weights lie beside a graph in ``.data``
@@ -97,7 +97,7 @@ def fetch(row: Checkpoint, **hub: Any) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    hub.setdefault("local_files_only", offline())
+    hub.setdefault("local_files_only", cache_only())
     try:
         files = [
             Path(hf_hub_download(row.source, f"{row.file}/{name}", **hub))

@@ -21,7 +21,7 @@ from zim.prompt_batch import MASK_LOGIT
 from zim.prompts import Prompt
 from zim.segmenters.base import RivalSegmenter
 from zim.weights.rivals import Rival
-from zim.weights.store import offline
+from zim.weights.store import cache_only
 
 _CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam_hq": "SamHQModel"}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -170,7 +170,7 @@ def load_transformers(class_name: str, folder: Path, hub_id: str, licence: str) 
                 f"{folder}: not a {class_name} folder of transformers ({reason})"
             ) from error
     try:
-        return cls.from_pretrained(hub_id, local_files_only=offline()).float()
+        return cls.from_pretrained(hub_id, local_files_only=cache_only()).float()
     except (OSError, ValueError) as error:
         raise DownloadError(
             f"{folder.name}: no folder {folder}, and {hub_id} (licence {licence}) cannot be "

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -97,11 +100,28 @@ def offline() -> bool:
     return any(os.environ.get(k, "0") not in ("", "0") for k in ("ZIM_OFFLINE", "HF_HUB_OFFLINE"))
 
 
+def cache_only() -> bool:
+    """Tell whether only the hub's cache can be asked: no network, or it is forbidden.
+
+    ``huggingface_hub`` tries for half a minute, and says so line by line, before it gives up.
+    """
+    if offline():
+        return True
+    if urllib.request.getproxies():  # behind a proxy nobody here need know the hub's address
+        return False
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except OSError:
+        return True
+    return False
+
+
 def _from_hub(repo: str, **hub: Any) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    hub.setdefault("local_files_only", offline())
+    hub.setdefault("local_files_only", cache_only())
     try:
         config, weights = (hf_hub_download(repo, name, **hub) for name in (CONFIG, WEIGHTS))
     except LocalEntryNotFoundError as error:

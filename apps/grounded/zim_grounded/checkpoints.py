@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zim.errors import CheckpointError
 from zim.weights.registry import zim_home
-from zim.weights.store import offline
+from zim.weights.store import cache_only, offline
 
 #: what is fetched of a hub repository: no pickles
 _FILES = ["*.json", "*.txt", "model*.safetensors"]
@@ -84,7 +84,7 @@ def _from_hub(row: DetectorWeights) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    tries = (True,) if offline() else (True, False)
+    tries = (True,) if cache_only() else (True, False)
     for local in tries:
         try:
             got = Path(snapshot_download(row.hub, allow_patterns=_FILES, local_files_only=local))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from zim._extras import require
 from zim.errors import CheckpointError, ConfigError
-from zim.weights.store import offline
+from zim.weights.store import cache_only
 
 TOPS = (1, 3, 5)
 REGIONS = ("box", "wide", "image")
@@ -165,8 +165,8 @@ def _quiet() -> Generator[None]:
 
 @contextmanager
 def _network_if_allowed() -> Generator[None]:
-    """Let the hub look only at its cache while ``ZIM_OFFLINE`` is set; open_clip has no flag."""
-    if not offline():
+    """Let the hub look only at its cache where there is no network; open_clip has no flag."""
+    if not cache_only():
         yield
         return
     constants: Any = require("huggingface_hub.constants", "inpaint")

@@ -160,10 +160,10 @@ class Converter(nn.Module):
             CheckpointError: not there, the network is forbidden, or it does not fit.
         """
         transformers = require("transformers", "train")
-        from zim.weights.store import offline
+        from zim.weights.store import cache_only
 
         try:
-            sam2 = transformers.Sam2Model.from_pretrained(source, local_files_only=offline())
+            sam2 = transformers.Sam2Model.from_pretrained(source, local_files_only=cache_only())
         except Exception as error:
             raise CheckpointError(
                 f"{source}: SAM 2.1's weights cannot be read ({type(error).__name__}); give a "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zim._extras import require
 from zim.errors import CheckpointError, ConfigError, ZimError
-from zim.weights.store import offline as network_forbidden
+from zim.weights.store import cache_only
 
 Offload = Literal["none", "model", "sequential"]
 
@@ -102,7 +102,7 @@ class Diffusion:
         """
         self._steps, self._guidance, self._strength = steps, guidance, strength
         if isinstance(model, str | Path):
-            self._pipe = _load(str(model), device, dtype, offload, offline or network_forbidden())
+            self._pipe = _load(str(model), device, dtype, offload, offline or cache_only())
         else:
             self._pipe = model
         self._pipe.set_progress_bar_config(disable=True)
