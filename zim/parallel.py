@@ -81,10 +81,10 @@ def _one_opencv_thread() -> Iterator[None]:
 def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     """Call ``work`` for every job, side by side where torch has several threads.
 
-    Each worker has an equal share of the caller's torch threads, and sees the caller's context
-    variables. Modes of torch that belong to a thread (``inference_mode``) ``work`` enters itself.
-    OpenCV has one thread meanwhile, in the whole process. The first error is raised here, and jobs
-    that have not begun are dropped.
+    Each worker has an equal share of the caller's torch threads, sees the caller's context
+    variables and is in the caller's modes of torch (gradients, inference, autocast). OpenCV has one
+    thread meanwhile, in the whole process. The first error is raised here, and jobs that have not
+    begun are dropped.
     """
     count = min(workers(), len(jobs))
     if count <= 1:
@@ -94,6 +94,17 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     import torch
 
     mine, share = torch.get_num_threads(), max(1, processors() // count)
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    mixed, kind = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def run(job: Job) -> None:
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", kind, enabled=mixed),
+        ):
+            work(job)
+
     started = threading.Barrier(count + 1)
 
     def begin() -> None:
@@ -108,7 +119,7 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     pool = ThreadPoolExecutor(count, "zim-spread", begin)
     with _one_opencv_thread():
         try:
-            futures = [pool.submit(copy_context().run, work, job) for job in jobs]
+            futures = [pool.submit(copy_context().run, run, job) for job in jobs]
             started.wait()
             # Changes nothing here, but threads that meet torch from now on take the latest number.
             torch.set_num_threads(mine)

@@ -14,7 +14,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -368,16 +367,12 @@ class ZimPredictor:
                 work(part.tolist())
             return
 
-        def in_mode(part: NDArray[np.int64]) -> None:
-            with torch.inference_mode():  # a mode of the thread, not of the process
-                work(part.tolist())
-
         count = workers()
         parts = np.array_split(rows, min(len(rows), rounds * count))
         if rounds > 1:  # short parts at the end, so that nobody waits long for the last one
             halves = [half for part in parts[-count:] for half in np.array_split(part, 2)]
             parts[-count:] = [half for half in halves if len(half)]
-        spread(in_mode, parts)
+        spread(work, [part.tolist() for part in parts])
 
     def _decode_whole(
         self, asked: list[tuple[int, Prompt]], tokens: slice

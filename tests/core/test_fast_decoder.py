@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -13,15 +14,15 @@ import zim
 from zim.config import PRESETS, MaskedAttentionConfig, ZimConfig
 from zim.model import mask_decoder, matting
 from zim.model.fast import (
+    Strip,
     allowed,
     cached,
-    convolve_twice,
     forget,
     from_phases,
     fuse_twice,
     plain_forms,
     to_phases,
-    twice_kernel,
+    twice_kernels,
     unshuffled_kernel,
 )
 from zim.model.layers import ConvNormAct, ResidualBlock
@@ -50,26 +51,48 @@ def normed(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def enlarged_and_convolved(x: Tensor, weight: Tensor, half: Tensor) -> Tensor:
+    large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return (F.conv2d(large, weight, padding=1) + from_phases(half)).relu()
+
+
+def put_together(strips: Iterable[Strip], like: Tensor) -> Tensor:
+    got = torch.full_like(like, float("nan"), dtype=torch.float32)
+    for prompts, rows, maps in strips:
+        assert got[prompts, :, rows].isnan().all()
+        got[prompts, :, rows] = maps.float()
+    return from_phases(got)
+
+
 @pytest.mark.parametrize(("h", "w"), [(2, 2), (3, 5), (8, 6)])
 def test_one_kernel_enlarges_and_convolves(h: int, w: int) -> None:
-    x, weight = noise(2, 5, h, w), noise(7, 5, 3, 3, seed=1)
-    large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-    expected = F.conv2d(large, weight, padding=1)
-    got = from_phases(convolve_twice(x, twice_kernel(weight), weight))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    x, weight, half = noise(2, 5, h, w), noise(7, 5, 3, 3, seed=1), noise(2, 28, h, w, seed=2)
+    for some in (half, half[:1]):
+        got = put_together(fuse_twice(x, twice_kernels(weight), some), half)
+        expected = enlarged_and_convolved(x, weight, some)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("there", [True, False])
-def test_adding_and_clipping_in_the_same_pass(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+@pytest.mark.parametrize("strip", [1, 20_000, 1 << 30], ids=["rows", "strips", "whole"])
+@pytest.mark.parametrize("case", ["own", "kept", "shared"])
+def test_adding_and_clipping_in_the_same_pass(
+    monkeypatch: pytest.MonkeyPatch, there: bool, strip: int, case: str
+) -> None:
     if not there:
-        monkeypatch.setattr("zim.model.fast._convolve_add_relu", lambda: None)
-    x, weight, half = noise(1, 16, 128, 128), noise(8, 16, 3, 3, seed=1), noise(1, 32, 128, 128)
-    expected = (convolve_twice(x, twice_kernel(weight), weight) + half).relu()
+        monkeypatch.setattr("zim.model.fast._convolve_accumulate", lambda: None)
+    monkeypatch.setattr("zim.model.fast.STRIP_BYTES", strip)
+    x, weight, half = noise(2, 16, 20, 24), noise(8, 16, 3, 3, seed=1), noise(2, 32, 20, 24, seed=2)
     given = [t.bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, weight, half)]
     x, weight, half = given
-    got = fuse_twice(x, twice_kernel(weight), weight, half).float()
+    half = half[:1] if case == "shared" else half
+    expected = enlarged_and_convolved(x.float(), weight.float(), half.float())
+    before = half.clone()
+    strips = fuse_twice(x, twice_kernels(weight), half, own=case == "own")
+    got = put_together(strips, x.new_empty(2, 32, 20, 24))
     assert difference(got, expected) <= 1e-2
+    assert case == "own" or torch.equal(half, before)
 
 
 def test_convolution_in_phases() -> None:

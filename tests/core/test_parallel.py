@@ -49,6 +49,27 @@ def test_every_job_once_with_half_of_the_threads() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_workers_are_in_the_callers_modes_of_torch() -> None:
+    seen: list[Any] = []
+
+    def work(job: int) -> None:
+        modes = (torch.is_inference_mode_enabled(), torch.is_grad_enabled())
+        seen.append((*modes, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+
+    with torch.inference_mode():
+        spread(work, range(2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        spread(work, range(2))
+    spread(work, range(2))
+    assert seen[::2] == seen[1::2]
+    assert seen[::2] == [
+        (True, False, torch.float32),
+        (False, False, torch.bfloat16),
+        (False, True, torch.float32),
+    ]
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_opencv_has_one_thread_meanwhile_however_many_callers_there_are() -> None:
     before, seen = cv2.getNumThreads(), []
     cv2.setNumThreads(2)

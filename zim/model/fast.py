@@ -11,10 +11,11 @@ tensors beside the module and derives them anew when a parameter is moved, repla
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 from zim.model import winograd
 
 _ATTRIBUTE = "_derived"
+#: bytes of a result that :func:`fuse_twice` makes at a time
+STRIP_BYTES = 4 << 20
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
 
 Value = TypeVar("Value")
@@ -129,8 +132,26 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding)  # pyright: ignore
 
 
-def twice_kernel(weight: Tensor) -> Tensor:
-    """Merge "enlarge by two, then convolve 3 x 3" into one kernel on the small map.
+class Twice(NamedTuple):
+    """What "enlarge by two, then convolve 3 x 3" is on the small map, from :func:`twice_kernels`.
+
+    Attributes:
+        merged: ``(4 * out) in 3 3`` for every cell, output channels as (row phase, column phase,
+            channel); or the same transformed.
+        rows: ``2 (3 * in) (4 * out)``, what the first and last row add to results there.
+        columns: the same for the first and last column.
+        corners: ``4 in (4 * out)``, what the corners add to results there: top left, top right,
+            bottom left, bottom right.
+    """
+
+    merged: Tensor | winograd.Kernel
+    rows: Tensor
+    columns: Tensor
+    corners: Tensor
+
+
+def twice_kernels(weight: Tensor) -> Twice:
+    """Merge "enlarge by two, then convolve 3 x 3" into kernels on the small map.
 
     Bilinear enlargement gives row ``2i`` as ``x[i-1]/4 + 3 x[i]/4`` and row ``2i+1`` as
     ``3 x[i]/4 + x[i+1]/4``, so three rows of the large map are combinations of the rows i-1, i and
@@ -138,12 +159,14 @@ def twice_kernel(weight: Tensor) -> Tensor:
     convolution of the small map, at the cost of the one convolution on the large map, which is
     never built.
 
+    On the rim the enlargement repeats the last row, while the convolution pads with zeros. Taking
+    zeros for what lies beyond the small map differs from that along one axis by a quarter of the
+    last row, here and there with a minus sign: tap k of the large kernel sees ``mix + rim`` of it
+    instead of ``mix``. The product of two such sums is one kernel for all cells and one for rows,
+    for columns and for corners.
+
     Args:
         weight: ``out in 3 3``, to be applied to the enlarged map.
-
-    Returns:
-        ``(4 * out) in 3 3`` in channels-last order, output channels as (row phase, column phase,
-        channel). Cells on the rim differ, see :func:`convolve_twice`.
     """
     #: phase, small row (i-1, i, i+1), tap of the large kernel
     mix = torch.tensor(
@@ -153,10 +176,19 @@ def twice_kernel(weight: Tensor) -> Tensor:
         ],
         device=weight.device,
     )
+    #: end (first, last), phase, tap of the large kernel
+    rim = torch.tensor(
+        [[[-0.25, 0.25, 0.0], [0.25, 0.0, 0.0]], [[0.0, 0.0, 0.25], [0.0, 0.25, -0.25]]],
+        device=weight.device,
+    )
     out, cin = weight.shape[:2]
-    merged = torch.einsum("ptk,qsl,ockl->pqocts", mix, mix, weight.float())
-    merged = merged.reshape(4 * out, cin, 3, 3).to(weight.dtype)
-    return merged.contiguous(memory_format=torch.channels_last)
+    taps = weight.float()
+    merged = torch.einsum("ptk,qsl,ockl->pqocts", mix, mix, taps).reshape(4 * out, cin, 3, 3)
+    rows = torch.einsum("epk,qsl,ockl->escpqo", rim, mix, taps).reshape(2, 3 * cin, 4 * out)
+    columns = torch.einsum("ptk,fql,ockl->ftcpqo", mix, rim, taps).reshape(2, 3 * cin, 4 * out)
+    corners = torch.einsum("epk,fql,ockl->efcpqo", rim, rim, taps).reshape(4, cin, 4 * out)
+    merged, rows, columns, corners = (t.to(weight.dtype) for t in (merged, rows, columns, corners))
+    return Twice(merged.contiguous(memory_format=torch.channels_last), rows, columns, corners)
 
 
 def unshuffled_kernel(weight: Tensor) -> Tensor:
@@ -182,71 +214,153 @@ def unshuffled_kernel(weight: Tensor) -> Tensor:
     return merged.contiguous(memory_format=torch.channels_last)
 
 
-def convolve_twice(x: Tensor, merged: Tensor | winograd.Kernel, weight: Tensor) -> Tensor:
-    """Enlarge by two and convolve 3 x 3 with zero padding, in phases.
+class Scratch:
+    """Memory for large maps that are made again and again, for every prompt anew.
+
+    What the system hands out afresh it first has to clear, which takes longer than a map.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[Hashable, Tensor] = {}
+
+    def empty(self, name: Hashable, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor where an earlier one of the same name was."""
+        size = math.prod(shape)
+        room = self._rooms.get(name)
+        if room is None or len(room) < size or room.dtype != like.dtype:
+            room = self._rooms[name] = like.new_empty(size)
+        return room[:size].view(*shape)
+
+
+class Strip(NamedTuple):
+    """Some rows of a result in phases.
+
+    Attributes:
+        prompts: rows of the batch.
+        rows: rows of the map.
+        maps: ``prompts channels rows w``; overwritten when the next strip is asked for.
+    """
+
+    prompts: slice
+    rows: slice
+    maps: Tensor
+
+
+def fuse_twice(
+    x: Tensor, kernels: Twice, half: Tensor, own: bool = False, scratch: Scratch | None = None
+) -> Iterator[Strip]:
+    """Enlarge by two, convolve 3 x 3 with zero padding, add and clip at zero, in phases.
+
+    oneDNN can add a result to what is there already and clip it while it is still in registers;
+    the operator that says so is the one torch's compiler uses. Maps too large for a processor's
+    cache are made in strips of rows, in memory used again and again, and whoever uses a strip
+    finds it in the cache. Where the operator is missing or does not pay, several passes make
+    everything at once.
 
     Args:
         x: ``b in h w``, both sides at least 2.
-        merged: from :func:`twice_kernel`, as it is or transformed.
-        weight: the plain ``out in 3 3`` kernel, for the rim: there the enlargement repeats the
-            last row while the convolution pads with zeros, which no single kernel does.
+        kernels: from :func:`twice_kernels`.
+        half: ``b (4 * out) h w`` to add, or one for all.
+        own: ``half`` may be overwritten.
+        scratch: where strips are made.
 
-    Returns:
-        ``b (4 * out) h w`` in phases.
+    Yields:
+        Strips that together cover ``b (4 * out) h w``.
     """
-    if isinstance(merged, winograd.Kernel):
-        y = winograd.convolve(x, merged)
-    else:
-        y = F.conv2d(x, merged, padding=1)
-    top, bottom, left, right = _rim(x, weight)
-    y[:, :, 0], y[:, :, -1], y[..., 0], y[..., -1] = top, bottom, left, right
-    return y
-
-
-def fuse_twice(x: Tensor, merged: Tensor | winograd.Kernel, weight: Tensor, half: Tensor) -> Tensor:
-    """Return ``relu(convolve_twice(x, merged, weight) + half)``, in one pass where there is one.
-
-    oneDNN adds and clips while a large map is still in registers; the operator that says so is the
-    one torch's compiler uses. Where it is missing, three passes do the same.
-    """
-    fused = _convolve_add_relu()
-    large = x.shape[-1] * x.shape[-2] >= 128 * 128 and half.shape[0] == x.shape[0]
-    transformed = isinstance(merged, winograd.Kernel)
-    if fused is None or not large or transformed or x.dtype != torch.bfloat16 or not x.is_cpu:
-        return convolve_twice(x, merged, weight).add_(half).relu_()
-    ones = [1, 1]
-    y = fused(x, half, merged, None, ones, ones, ones, 1, "add", 1.0, "relu", [], "none")
-    top, bottom, left, right = _rim(x, weight)
-    y[:, :, 0] = (top + half[:, :, 0]).relu_()
-    y[:, :, -1] = (bottom + half[:, :, -1]).relu_()
-    y[..., 0] = (left + half[..., 0]).relu_()
-    y[..., -1] = (right + half[..., -1]).relu_()
-    return y
+    accumulate = _convolve_accumulate() if x.is_cpu and x.dtype == torch.bfloat16 else None
+    rim = _rim(x, kernels)
+    b, _, h, w = x.shape
+    if accumulate is None or isinstance(kernels.merged, winograd.Kernel):
+        if isinstance(kernels.merged, winograd.Kernel):
+            y = winograd.convolve(x, kernels.merged)
+        else:
+            y = F.conv2d(x, kernels.merged, padding=1)
+        rim.add_to(y.add_(half), slice(None), slice(0, h))
+        yield Strip(slice(None), slice(0, h), y.relu_())
+        return
+    own = own and len(half) == b and half.is_contiguous(memory_format=torch.channels_last)
+    lines = max(1, STRIP_BYTES // (half.shape[1] * w * half.element_size()))
+    whole = own or b * h <= lines
+    if whole:
+        each, lines = [slice(None)], h
+    else:  # rows of one map lie together in memory
+        each = [slice(i, i + 1) for i in range(b)]
+    shape = (b if whole else 1, min(h, lines + 1), w, half.shape[1])
+    scratch = scratch or Scratch()
+    room = half if own else scratch.empty("strip", shape, half).permute(0, 3, 1, 2)
+    for one in each:
+        source = half if len(half) == 1 else half[one]
+        for start in range(0, h, lines):
+            rows = slice(start, min(start + lines, h))
+            # Rows at the ends of the map are padded; in a strip that has one end, the row beside
+            # it at the other end is padded too, and wrong.
+            low, high = max(start - 1, 0), min(rows.stop + 1, h)
+            inner = low < start and high > rows.stop
+            made = rows if inner else slice(low, high)
+            y = room[:, :, : made.stop - made.start]
+            if not own:
+                y.copy_(source[:, :, made].expand_as(y))
+            rim.add_to(y, one, made)
+            accumulate(y, x[one, :, low:high], kernels.merged, [0 if inner else 1, 1])
+            yield Strip(one, rows, y[:, :, start - made.start : rows.stop - made.start])
 
 
 @functools.cache
-def _convolve_add_relu() -> Callable[..., Tensor] | None:
+def _convolve_accumulate() -> Callable[[Tensor, Tensor, Tensor, list[int]], Tensor] | None:
+    """Return ``y, x, weight, padding``: ``y = relu(y + conv(x))`` where oneDNN has it in bf16."""
     if not torch.backends.mkldnn.is_available():
         return None
     # oneDNN refuses bfloat16 on CPUs without AVX512BW or AVX-NE-CONVERT
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if supported is None or not supported():
         return None
-    packet = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-    return getattr(packet, "binary", None)
+    packet = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
+    operator = getattr(packet, "binary", None)
+    if operator is None:
+        return None
+    ones = [1, 1]
+
+    def accumulate(y: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
+        last = ("add", 1.0, "relu", [], "none")
+        return operator(y, x, weight, None, padding, ones, ones, 1, *last)
+
+    return accumulate
 
 
-def _rim(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the first and last row and column of :func:`convolve_twice`."""
-    b = len(x)
-    rows = _twice_plainly(torch.cat([x[:, :, :2], x[:, :, -2:]]), weight)
-    columns = _twice_plainly(torch.cat([x[..., :2], x[..., -2:]]), weight)
-    return rows[:b, :, 0], rows[b:, :, 1], columns[:b, ..., 0], columns[b:, ..., 1]
+class _Rim(NamedTuple):
+    """What rows and columns at the ends of a map add to its results, channels last."""
+
+    rows: Tensor  # 2 b w (4 * out)
+    columns: Tensor  # 2 b h (4 * out)
+
+    def add_to(self, y: Tensor, prompts: slice, made: slice) -> None:
+        """Add to some rows ``prompts (4 * out) made w`` of the result."""
+        cells = y.permute(0, 2, 3, 1)
+        cells[:, :, 0] += self.columns[0, prompts, made]
+        cells[:, :, -1] += self.columns[1, prompts, made]
+        if made.start == 0:
+            cells[:, 0] += self.rows[0, prompts]
+        if made.stop == self.columns.shape[2]:
+            cells[:, -1] += self.rows[1, prompts]
 
 
-def _twice_plainly(x: Tensor, weight: Tensor) -> Tensor:
-    large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-    return to_phases(F.conv2d(large, weight, padding=1))
+def _rim(x: Tensor, kernels: Twice) -> _Rim:
+    cells = x.permute(0, 2, 3, 1)
+    rows = torch.stack([cells[:, 0], cells[:, -1]])  # 2 b w c
+    columns = torch.stack([cells[:, :, 0], cells[:, :, -1]])  # 2 b h c
+    corners = torch.stack([rows[:, :, 0], rows[:, :, -1]], 1).flatten(0, 1)  # 4 b c
+    turns = (corners @ kernels.corners).unflatten(0, (2, 2))
+    added = _along(rows, kernels.rows)
+    added[:, :, 0] += turns[:, 0]
+    added[:, :, -1] += turns[:, 1]
+    return _Rim(added, _along(columns, kernels.columns))
+
+
+def _along(lines: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve two lines of cells ``2 b n in`` each with its kernel ``2 (3 * in) out``."""
+    before, after = F.pad(lines, (0, 0, 1, -1)), F.pad(lines, (0, 0, -1, 1))
+    taps = torch.cat([before, lines, after], 3)
+    return (taps.flatten(1, 2) @ kernel).view(*lines.shape[:3], -1)
 
 
 def to_phases(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from zim.config import ZimConfig
 from zim.model.attention import PromptAttention
+from zim.model.fast import Scratch
 from zim.model.layers import MLP, ResidualBlock
 from zim.model.pixel_decoder import HierarchicalPixelDecoder, SamUpscaling, enlarge
 from zim.model.transformer import TwoWayTransformer
@@ -190,16 +191,21 @@ class MaskDecoder(nn.Module):
         step = len(state)
         if logits.device.type == "cpu":
             step = max(1, CACHED_BYTES // (phased * h * w * vectors.element_size()))
+        scratch = Scratch()
         for start in range(0, len(state), step):
             rows = slice(start, start + step)
             image_halves = halves
             if state.image_index is not None:
                 image_halves = [half[state.image_index[rows]] for half in halves]
             cues = None if state.cues is None else state.cues[rows]
-            maps = self.pixel_decoder.forward_phases(image_halves, state.image[rows], cues)
-            cells = maps.permute(0, 2, 3, 1).reshape(len(maps), h * w * 4, phased // 4)
-            dots = (cells @ vectors[rows]).view(len(maps), h, w, 2, 2, -1)
-            logits[rows].view(len(maps), -1, h, 2, w, 2).copy_(dots.permute(0, 5, 1, 3, 2, 4))
+            own, mine = logits[rows].view(-1, vectors.shape[2], h, 2, w, 2), vectors[rows]
+            if mine.dtype == torch.bfloat16:  # one product with four times the columns is faster
+                mine = torch.stack([torch.block_diag(v, v, v, v) for v in mine])
+            strips = self.pixel_decoder.strips(image_halves, state.image[rows], cues, scratch)
+            for prompts, lines, maps in strips:
+                cells = maps.permute(0, 2, 3, 1).reshape(len(maps), -1, mine.shape[1])
+                dots = (cells @ mine[prompts]).float().view(len(maps), -1, w, 2, 2, own.shape[1])
+                own[prompts, :, lines].copy_(dots.permute(0, 5, 1, 3, 2, 4))
         if state.cues is not None:
             logits += self.prior_gain[tokens, None, None] * state.cues[:, :1].float()
         return logits

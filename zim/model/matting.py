@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ from zim.model.image_encoder import ImageEncoder
 from zim.model.layers import in_float32
 from zim.model.mask_decoder import CACHED_BYTES, MaskDecoder, TokenState
 from zim.model.prompt_encoder import ABSENT, PromptEncoder
+from zim.parallel import spread, workers
 
 
 @dataclass(frozen=True)
@@ -234,15 +236,22 @@ class ZimNetwork(nn.Module):
             return ZimOutput(self.decode_pixels(features, state, tokens), state.iou[:, tokens])
 
         count = points.shape[0]
-        step = count
-        if allowed(self) and points.device.type == "cpu":
-            # maps that stay in the cache are worth more than long batches
-            cells = features.embedding[0].numel() * features.embedding.element_size()
-            step = max(1, CACHED_BYTES // cells)
-        if step >= count:
+        if count < 2 or points.device.type != "cpu" or not allowed(self):
             return answer(slice(None))
-        parts = [answer(slice(start, start + step)) for start in range(0, count, step)]
-        return ZimOutput(torch.cat([p.logits for p in parts]), torch.cat([p.iou for p in parts]))
+        # Maps that stay in the cache are worth more than long batches, and a thread for each half
+        # of the prompts more than two for every layer.
+        cells = features.embedding[0].numel() * features.embedding.element_size()
+        threads = workers()
+        rounds = -(-count * cells // (threads * CACHED_BYTES))
+        bounds = np.linspace(0, count, min(count, rounds * threads) + 1).astype(int)
+        parts: dict[int, ZimOutput] = {}
+
+        def fill(i: int) -> None:
+            parts[i] = answer(slice(bounds[i], bounds[i + 1]))
+
+        spread(fill, range(len(bounds) - 1))
+        found = [parts[i] for i in range(len(parts))]
+        return ZimOutput(torch.cat([p.logits for p in found]), torch.cat([p.iou for p in found]))
 
     def forward(
         self,

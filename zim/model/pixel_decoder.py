@@ -16,7 +16,7 @@ exists, the norm is folded, and the last step's result stays in phases up to the
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,15 +26,17 @@ from torch.nn import functional as F
 from zim.config import DecoderConfig
 from zim.model import winograd
 from zim.model.fast import (
+    Scratch,
+    Strip,
+    Twice,
     allowed,
     cached,
     fold_norm,
-    from_phases,
     fuse_twice,
     norm_sources,
     to_phases,
     tracked,
-    twice_kernel,
+    twice_kernels,
     unshuffled_kernel,
 )
 from zim.model.layers import ConvNormAct, LayerNorm2d, make_norm
@@ -45,8 +47,7 @@ class _Kernels(NamedTuple):
 
     detail: Tensor  # out detail 3 3
     bias: Tensor  # out
-    up: Tensor  # out up 3 3
-    merged: Tensor  # (4 * out) up 3 3, with the enlargement
+    twice: Twice  # for the enlarged map
     cues: Tensor  # (4 * out) (4 * cues) 3 3
 
 
@@ -75,19 +76,24 @@ class FusionStep(nn.Module):
             return to_phases(F.conv2d(detail, kernels.detail, kernels.bias, padding=1))
         return F.conv2d(detail, self.conv.weight[:, : self.split[0]], padding=1)
 
-    def forward(self, half: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
+    def forward(
+        self, half: Tensor, x: Tensor, cues: Tensor | None, scratch: Scratch | None = None
+    ) -> Tensor:
         """Add the prompt's part to the image's.
 
         Args:
             half: ``b out h w`` from :meth:`image_half` (b may be 1 and is then shared).
             x: ``b up h/2 w/2`` map of the step before.
             cues: ``b cues h w`` or None.
+            scratch: while inferring, where the result may be put.
 
         Returns:
             ``b out h w``.
         """
         if self.in_phases(half):
-            return from_phases(self.forward_phases(half, x, cues))
+            scratch = scratch or Scratch()
+            strips = self.strips(half, x, cues, scratch)
+            return self._joined(strips, x, scratch)
         up = enlarge(x)
         detail, width, _ = self.split
         y = half + F.conv2d(up, self.conv.weight[:, detail : detail + width], padding=1)
@@ -99,17 +105,30 @@ class FusionStep(nn.Module):
         """Tell whether an image half is one for inference."""
         return half.shape[1] != self.conv.out_channels
 
-    def forward_phases(self, half: Tensor, x: Tensor, cues: Tensor | None) -> Tensor:
-        """Do what :meth:`forward` does, giving ``b (4 * out) h/2 w/2`` in phases."""
+    def _joined(self, strips: Iterable[Strip], x: Tensor, scratch: Scratch) -> Tensor:
+        """Put the strips made of ``b c h w`` together: ``b out 2h 2w``."""
+        b, _, h, w = x.shape
+        out = self.conv.out_channels
+        cells = scratch.empty(self, (b, h, 2, w, 2, out), x)
+        for prompts, rows, maps in strips:
+            phases = maps.permute(0, 2, 3, 1).unflatten(3, (2, 2, out))
+            cells[prompts, rows].copy_(phases.transpose(2, 3))
+        return cells.view(b, 2 * h, 2 * w, out).permute(0, 3, 1, 2)
+
+    def strips(
+        self, half: Tensor, x: Tensor, cues: Tensor | None, scratch: Scratch
+    ) -> Iterator[Strip]:
+        """Do what :meth:`forward` does, giving ``b (4 * out) h/2 w/2`` in phases, in strips."""
         kernels = self._kernels()
         if cues is not None:
             half = half + F.conv2d(to_phases(cues), kernels.cues, padding=1)
-        merged = kernels.merged
-        suits = winograd.suits(x, len(merged)) and tracked(self._sources())
+        twice = kernels.twice
+        assert isinstance(twice.merged, Tensor)
+        suits = winograd.suits(x, len(twice.merged)) and tracked(self._sources())
         if suits and allowed(self):
-            make = functools.partial(winograd.make_kernel, merged, None)
-            merged = cached(self, "winograd", self._sources(), make)
-        return fuse_twice(x, merged, kernels.up, half)
+            make = functools.partial(winograd.make_kernel, twice.merged, None)
+            twice = twice._replace(merged=cached(self, "winograd", self._sources(), make))
+        return fuse_twice(x, twice, half, own=cues is not None, scratch=scratch)
 
     def _sources(self) -> tuple[Tensor, ...]:
         assert isinstance(self.norm, nn.BatchNorm2d)
@@ -126,7 +145,7 @@ class FusionStep(nn.Module):
             weight, bias = fold_norm(self.conv.weight, norm)
             parts = weight.split([detail, width, weight.shape[1] - detail - width], 1)
             image, up, cues = (p.contiguous(memory_format=torch.channels_last) for p in parts)
-            return _Kernels(image, bias, up, twice_kernel(up), unshuffled_kernel(cues))
+            return _Kernels(image, bias, twice_kernels(up), unshuffled_kernel(cues))
 
         return cached(self, "kernels", self._sources(), make)
 
@@ -177,29 +196,35 @@ class HierarchicalPixelDecoder(nn.Module):
         Returns:
             ``b fusion[-1] h/2 w/2``.
         """
-        y = self._fuse(halves, x, cues)
-        return from_phases(y) if self.in_phases(halves) else y
+        for i, half in enumerate(halves):
+            x = self._step(i)(half, x, self._planes(i, cues))
+        return x
 
-    def forward_phases(self, halves: Sequence[Tensor], x: Tensor, cues: Tensor | None) -> Tensor:
-        """Do what :meth:`forward` does, giving ``b (4 * fusion[-1]) h/4 w/4`` in phases.
+    def strips(
+        self, halves: Sequence[Tensor], x: Tensor, cues: Tensor | None, scratch: Scratch
+    ) -> Iterator[Strip]:
+        """Do what :meth:`forward` does, giving ``b (4 * fusion[-1]) h/4 w/4`` in phases, in strips.
 
         Only for halves that are :meth:`in_phases`.
         """
-        return self._fuse(halves, x, cues)
+        last = len(halves) - 1
+        for i, half in enumerate(halves[:last]):
+            x = self._step(i)(half, x, self._planes(i, cues), scratch)
+        return self._step(last).strips(halves[last], x, self._planes(last, cues), scratch)
 
     def in_phases(self, halves: Sequence[Tensor]) -> bool:
         """Tell whether image halves were made for inference."""
         return halves[-1].shape[1] == 4 * self.fuse[-1].conv.out_channels  # pyright: ignore
 
-    def _fuse(self, halves: Sequence[Tensor], x: Tensor, cues: Tensor | None) -> Tensor:
+    def _step(self, i: int) -> FusionStep:
+        step = self.fuse[i]
+        assert isinstance(step, FusionStep)
+        return step
+
+    def _planes(self, i: int, cues: Tensor | None) -> Tensor | None:
+        """Return the cue planes at the size of a step's result."""
         last = len(self.fuse) - 1
-        for i, (step, half) in enumerate(zip(self.fuse, halves, strict=True)):
-            assert isinstance(step, FusionStep)
-            planes = cues if cues is None or i == last else F.avg_pool2d(cues, 2 ** (last - i))
-            if i == last and step.in_phases(half):
-                return step.forward_phases(half, x, planes)
-            x = step(half, x, planes)
-        return x
+        return cues if cues is None or i == last else F.avg_pool2d(cues, 2 ** (last - i))
 
 
 class SamUpscaling(nn.Sequential):

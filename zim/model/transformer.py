@@ -5,7 +5,7 @@ State-dict names equal SAM's ``mask_decoder.transformer.*``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,25 @@ from zim.config import DecoderConfig, MaskedAttentionConfig
 from zim.model.attention import PromptAttention, masked_attention
 from zim.model.fast import allowed
 from zim.model.layers import MLPBlock
+
+
+class Cells(NamedTuple):
+    """Image cells with their positions, in two parts that belong together as a sum.
+
+    Attributes:
+        shared: ``m dim``, the same for all prompts.
+        own: ``b m dim``, or None.
+    """
+
+    shared: Tensor
+    own: Tensor | None
+
+    @classmethod
+    def of(cls, image: Tensor, positions: Tensor) -> Cells:
+        """Sum ``b m dim`` and ``1 m dim``, later where prompts have cells of their own."""
+        if len(image) == 1:
+            return cls((image + positions)[0], None)
+        return cls(positions[0], image)
 
 
 class TokenAttention(nn.Module):
@@ -57,7 +76,7 @@ class TokenAttention(nn.Module):
     def to_image(
         self,
         tokens: Tensor,
-        keys: Tensor,
+        keys: Cells,
         image: Tensor,
         mask: PromptAttention | None,
         mode: str,
@@ -69,8 +88,8 @@ class TokenAttention(nn.Module):
 
         Args:
             tokens: ``b n dim`` queries.
-            keys: ``b m dim``, or ``1 m dim`` for all prompts: the image with its positions.
-            image: the same without.
+            keys: the image with its positions.
+            image: ``b m dim``, or ``1 m dim`` for all prompts: the same without.
             mask: maps over image cells, or None.
             mode: as in :func:`masked_attention`.
 
@@ -89,7 +108,7 @@ class TokenAttention(nn.Module):
             elif mask.gain is not None:
                 logits = logits + mask.gain[:, None, None].clamp_min(1e-6).log()
             if mask.inside is not None:
-                logits = torch.where(mask.inside[:, None, None], logits, float("-inf"))
+                logits = logits.masked_fill_(~mask.inside[:, None, None], float("-inf"))
         weights = logits.softmax(-1).to(image.dtype).flatten(1, 2)  # b (heads n) m
         if len(image) == 1:
             seen = (weights.flatten(0, 1) @ image[0]).view(b, self.heads, n, -1)
@@ -101,20 +120,22 @@ class TokenAttention(nn.Module):
 
     def from_image(
         self,
-        keyed: Tensor,
+        keyed: Cells,
         image: Tensor,
         keys: Tensor,
         values: Tensor,
         present: Tensor | None,
+        last: bool = False,
     ) -> Tensor:
         """Add to every image cell what it gathers from the tokens; as :meth:`to_image` turned.
 
         Args:
-            keyed: ``b m dim``, or ``1 m dim`` for all prompts: the image with its positions.
-            image: the same without.
+            keyed: the image with its positions.
+            image: ``b m dim``, or ``1 m dim`` for all prompts: the same without.
             keys: ``b n dim``.
             values: ``b n dim``.
             present: ``b n`` bool, False for tokens that are padding.
+            last: nobody needs the image any more; it may be overwritten.
 
         Returns:
             ``b m dim``: the image plus the attention's output.
@@ -129,17 +150,19 @@ class TokenAttention(nn.Module):
         out = self.out_proj.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         # every head's weights sum to one, so each may carry its share of the bias
         moved = v @ out + self.out_proj.bias / self.heads
-        image = image.expand(len(keys), -1, -1)
-        return torch.baddbmm(image, weights.transpose(1, 2), moved.flatten(1, 2))
+        weights, moved = weights.transpose(1, 2), moved.flatten(1, 2)
+        if last and keyed.own is not None:
+            return image.baddbmm_(weights, moved)
+        return torch.baddbmm(image.expand(len(keys), -1, -1), weights, moved)
 
-    def _against_cells(self, x: Tensor, projection: nn.Linear, cells: Tensor) -> Tensor:
+    def _against_cells(self, x: Tensor, projection: nn.Linear, cells: Cells) -> Tensor:
         """Multiply ``b heads n d`` with projected cells, less their bias: float32 b heads n m."""
         b, heads, n, _ = x.shape
         moved = (x @ self._per_head(projection)[0]).flatten(1, 2)  # b (heads n) dim
-        if len(cells) == 1:
-            logits = moved.flatten(0, 1) @ cells[0].T
-        else:
-            logits = moved @ cells.transpose(1, 2)
+        if cells.own is None:
+            logits = moved @ cells.shared.T
+        else:  # two products are sooner done than a sum of all cells for every prompt
+            logits = torch.baddbmm(moved @ cells.shared.T, moved, cells.own.transpose(1, 2))
         return logits.view(b, heads, n, -1).float()
 
     def _per_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -193,19 +216,22 @@ class TwoWayBlock(nn.Module):
         # A cell outside the box receives nothing (an ablation) only in the plain form.
         fast = allowed(self) and not self.mask_i2t
         seen = mask if self.mask_t2i else None
-        q, keyed = tokens + token_pe, image + image_pe
+        q = tokens + token_pe
         t2i, i2t = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         if fast:
+            keyed = Cells.of(image, image_pe)
             tokens = tokens + t2i.to_image(q, keyed, image, seen, self.mode)
         else:
+            keyed = image + image_pe
             tokens = tokens + t2i(q, keyed, image, mask=seen, mode=self.mode)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
 
         q = tokens + token_pe
         seen = mask if self.mask_i2t else None
-        if fast:
-            return tokens, self.norm4(i2t.from_image(keyed, image, q, tokens, present))
+        if isinstance(keyed, Cells):
+            last = not self.first  # then the image is what the block before made
+            return tokens, self.norm4(i2t.from_image(keyed, image, q, tokens, present, last))
         image = image + i2t(
             keyed, q, tokens, mask=seen, mode=self.mode, cells="queries", present=present
         )
@@ -255,7 +281,7 @@ class TwoWayTransformer(nn.Module):
         mask_final = mask if self.mask_final else None
         final = self.final_attn_token_to_image
         if allowed(self):
-            out = final.to_image(q, keys + pe, keys, mask_final, self.final_mode)
+            out = final.to_image(q, Cells.of(keys, pe), keys, mask_final, self.final_mode)
         else:
             out = final(q, keys + pe, keys, mask=mask_final, mode=self.final_mode)
         return self.norm_final_attn(queries + out), keys
