@@ -49,6 +49,14 @@ class TokenState:
         """Return the number of prompts."""
         return len(self.weights)
 
+    @classmethod
+    def joined(cls, parts: Sequence[TokenState]) -> TokenState:
+        """Put prompts of the same images one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(None if c[0] is None else torch.cat(c) for c in columns))  # pyright: ignore
+
     def select(self, rows: Tensor | slice) -> TokenState:
         """Keep some of the prompts."""
         return TokenState(

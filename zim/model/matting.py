@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from zim.model.layers import in_float32
 from zim.model.mask_decoder import CACHED_BYTES, MaskDecoder, TokenState
 from zim.model.prompt_encoder import ABSENT, PromptEncoder
 from zim.parallel import spread, workers
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,27 @@ class ZimNetwork(nn.Module):
             cues: ``b planes h/2 w/2`` from :mod:`zim.cues` when the configuration asks for them.
             image_index: ``b`` long, the image of each prompt; needed when there are several.
         """
+
+        def answer(rows: slice) -> TokenState:
+            mask, has, planes, owner = (
+                None if t is None else t[rows] for t in (mask_input, has_mask, cues, image_index)
+            )
+            return self._decode_tokens(
+                features, points[rows], labels[rows], mask, has, planes, owner
+            )
+
+        return TokenState.joined(self._in_parts(answer, features, len(points)))
+
+    def _decode_tokens(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        mask_input: Tensor | None,
+        has_mask: Tensor | None,
+        cues: Tensor | None,
+        image_index: Tensor | None,
+    ) -> TokenState:
         embedding = features.embedding
         if image_index is not None:
             embedding = embedding[image_index]
@@ -208,7 +231,12 @@ class ZimNetwork(nn.Module):
         self, features: ImageFeatures, state: TokenState, tokens: slice = slice(None)
     ) -> Tensor:
         """Return stride-2 logits ``b k h/2 w/2`` of the chosen mask tokens."""
-        return self.mask_decoder.decode_pixels(features.halves, state, tokens)
+
+        def answer(rows: slice) -> Tensor:
+            return self.mask_decoder.decode_pixels(features.halves, state.select(rows), tokens)
+
+        parts = self._in_parts(answer, features, len(state))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def decode(
         self,
@@ -235,23 +263,32 @@ class ZimNetwork(nn.Module):
             )
             return ZimOutput(self.decode_pixels(features, state, tokens), state.iou[:, tokens])
 
-        count = points.shape[0]
-        if count < 2 or points.device.type != "cpu" or not allowed(self):
-            return answer(slice(None))
-        # Maps that stay in the cache are worth more than long batches, and a thread for each half
-        # of the prompts more than two for every layer.
-        cells = features.embedding[0].numel() * features.embedding.element_size()
+        parts = self._in_parts(answer, features, len(points))
+        if len(parts) == 1:
+            return parts[0]
+        return ZimOutput(torch.cat([p.logits for p in parts]), torch.cat([p.iou for p in parts]))
+
+    def _in_parts(
+        self, work: Callable[[slice], Answer], features: ImageFeatures, count: int
+    ) -> list[Answer]:
+        """Return what ``work`` makes of the rows of ``count`` prompts, in parts and in order.
+
+        On a CPU maps that stay in the cache are worth more than long batches, and a thread for each
+        half of the prompts more than two for every layer.
+        """
+        if count < 2 or self.device.type != "cpu" or not allowed(self):
+            return [work(slice(None))]
         threads = workers()
+        cells = features.embedding[0].numel() * features.embedding.element_size()
         rounds = -(-count * cells // (threads * CACHED_BYTES))
-        bounds = np.linspace(0, count, min(count, rounds * threads) + 1).astype(int)
-        parts: dict[int, ZimOutput] = {}
+        bounds = np.linspace(0, count, min(count, rounds * threads) + 1).astype(int).tolist()
+        done: dict[int, Answer] = {}
 
         def fill(i: int) -> None:
-            parts[i] = answer(slice(bounds[i], bounds[i + 1]))
+            done[i] = work(slice(bounds[i], bounds[i + 1]))
 
         spread(fill, range(len(bounds) - 1))
-        found = [parts[i] for i in range(len(parts))]
-        return ZimOutput(torch.cat([p.logits for p in found]), torch.cat([p.iou for p in found]))
+        return [done[i] for i in range(len(done))]
 
     def forward(
         self,
