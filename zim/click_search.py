@@ -135,7 +135,7 @@ class ClickSearch:
         """Decode prompts in the pixels of what is being looked at as far as their tokens."""
         frame, features, image = self._view
         model = self.model
-        points, labels = pad_prompts(prompts, frame)
+        points, labels = pad_prompts(prompts, [frame] * len(prompts))
         cues = None
         if model.config.cue_planes:
             from zim.cues import compute_cues

@@ -341,11 +341,8 @@ class ZimPredictor:
             self._decode_crops(rows, crops, tokens, low, iou, place)
 
         self._in_parts(look, [i for i, window in enumerate(windows) if window is None])
-        # those with a mask apart from those without, which cannot share a batch
         cropped = [i for i, window in enumerate(windows) if window is not None]
-        for wanted in (True, False):
-            rows = [i for i in cropped if _has_mask(asked[i][1]) == wanted]
-            self._in_parts(look_closer, rows, CROPS)
+        self._in_parts(look_closer, cropped, CROPS)
         sizes = [len(some) for some in prompts]
         return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
 
@@ -454,10 +451,6 @@ def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if device.type == "cpu":  # numpy asks Linux for large pages, which are there much sooner
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.empty(shape, device=device)
-
-
-def _has_mask(prompt: Prompt) -> bool:
-    return prompt.mask is not None or prompt.low_res is not None
 
 
 def _or_everything(prompt: Prompt, frame: Frame) -> Prompt:

@@ -18,51 +18,50 @@ from zim.prompts import BOX_FIRST, BOX_LAST, Prompt, check_box, check_low_res
 MASK_LOGIT = 6.0
 
 
-def pad_prompts(prompts: Sequence[Prompt], frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(
+    prompts: Sequence[Prompt], frames: Sequence[Frame]
+) -> tuple[np.ndarray, np.ndarray]:
     """Bring prompts of different lengths into one batch.
 
     Args:
-        prompts: in the pixels of the view.
-        frame: the view's frame.
+        prompts: each in the pixels of its view.
+        frames: the views' frames, one for each prompt.
 
     Returns:
         float32 B x N x 2 points in the model frame and int64 B x N labels. As in SAM, a prompt of
         points without a box ends with one padding point (-1); shorter rows are filled with -2.
     """
     rows = []
-    for prompt in prompts:
+    for prompt, frame in zip(prompts, frames, strict=True):
         points, labels = prompt.sequence()
         if prompt.box is None and len(points):
             points = np.concatenate([points, np.zeros((1, 2), np.float32)])
             labels = np.concatenate([labels, [PAD]])
-        rows.append((points, labels))
+        rows.append((frame.to_frame(points), labels))
     longest = max(len(labels) for _, labels in rows)
     points = np.zeros((len(rows), longest, 2), np.float32)
     labels = np.full((len(rows), longest), ABSENT, np.int64)
     for i, (xy, kinds) in enumerate(rows):
-        points[i, : len(xy)] = frame.to_frame(xy)
+        points[i, : len(xy)] = xy
         labels[i, : len(kinds)] = kinds
     return points, labels
 
 
-def mask_logits(prompts: Sequence[Prompt], frame: Frame) -> np.ndarray | None:
-    """Return mask prompts as float32 B x S/2 x S/2 logits, None when there are none.
+def mask_logits(prompts: Sequence[Prompt], frames: Sequence[Frame]) -> np.ndarray:
+    """Return mask prompts as float32 B x S/2 x S/2 logits, each in its view's frame.
 
-    Either all prompts carry a mask or none does.
+    Rows of prompts without a mask are zero.
     """
-    if all(p.mask is None and p.low_res is None for p in prompts):
-        return None
-    side = frame.size // 2
-    maps = []
-    for prompt in prompts:
+    side = frames[0].size // 2
+    maps = np.zeros((len(prompts), side, side), np.float32)
+    for i, (prompt, frame) in enumerate(zip(prompts, frames, strict=True)):
         if prompt.low_res is not None:
             low = prompt.low_res
-            maps.append(low if low.shape[-1] == side else _resize_square(low, side))
-            continue
-        assert prompt.mask is not None
-        alpha = np.clip(frame.shrink_mask(prompt.mask, side), 1e-4, 1 - 1e-4)
-        maps.append(np.clip(np.log(alpha / (1 - alpha)), -MASK_LOGIT, MASK_LOGIT)[None])
-    return np.concatenate(maps).astype(np.float32)
+            maps[i] = low if low.shape[-1] == side else _resize_square(low, side)
+        elif prompt.mask is not None:
+            alpha = np.clip(frame.shrink_mask(prompt.mask, side), 1e-4, 1 - 1e-4)
+            maps[i] = np.clip(np.log(alpha / (1 - alpha)), -MASK_LOGIT, MASK_LOGIT)
+    return maps
 
 
 def _resize_square(low: np.ndarray, side: int) -> np.ndarray:

@@ -82,6 +82,11 @@ class Prompt:
         return not len(self.points) and self.box is None and self.mask is None
 
     @property
+    def has_mask(self) -> bool:
+        """Tell whether a mask or the logits of an earlier answer are given."""
+        return self.mask is not None or self.low_res is not None
+
+    @property
     def single_click(self) -> bool:
         """Tell whether this is one positive point and nothing else (the ambiguous prompt)."""
         one = len(self.points) == 1 and self.labels[0] == POSITIVE

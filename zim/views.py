@@ -18,7 +18,6 @@ from zim.config import ConvEncoderConfig
 from zim.errors import PromptError
 from zim.geometry import Frame
 from zim.model.matting import ImageFeatures, ZimNetwork
-from zim.model.prompt_encoder import ABSENT
 from zim.parallel import each
 from zim.prompt_batch import mask_logits, pad_prompts
 from zim.prompts import Prompt
@@ -68,28 +67,6 @@ def encode_views(model: ZimNetwork, views: Sequence[View]) -> ImageFeatures:
     )
 
 
-def _decode_apart(
-    model: ZimNetwork,
-    features: ImageFeatures,
-    views: Sequence[View],
-    where: Sequence[int],
-    prompts: Sequence[Prompt],
-    tokens: slice,
-    given: NDArray[np.bool_],
-) -> tuple[Tensor, Tensor]:
-    """Decode prompts with a mask and those without one after the other."""
-    order, lows, scores = [], [], []
-    for wanted in (True, False):
-        rows = np.flatnonzero(given == wanted).tolist()
-        own, some = [where[i] for i in rows], [prompts[i] for i in rows]
-        low, iou = decode_views(model, features, views, own, some, tokens)
-        order += rows
-        lows.append(low)
-        scores.append(iou)
-    back = torch.from_numpy(np.argsort(order)).to(lows[0].device)
-    return torch.cat(lows)[back], torch.cat(scores)[back]
-
-
 def decode_views(
     model: ZimNetwork,
     features: ImageFeatures,
@@ -111,14 +88,13 @@ def decode_views(
     Returns:
         Low-res logits B x C x S/2 x S/2 and quality B x C, on the model's device.
     """
-    given = np.array([p.mask is not None or p.low_res is not None for p in prompts])
-    if given.any() and not given.all():  # "no mask" is an embedding of its own: two passes
-        return _decode_apart(model, features, views, where, prompts, tokens, given)
     config, device = model.config, model.device
     frames = [views[k].frame for k in where]
-    points, labels = _pad(prompts, frames)
-    masks = _masks(prompts, frames)
-    cues = _cues(views, where, points, labels, masks, config.image_size, config.cue_planes)
+    points, labels = pad_prompts(prompts, frames)
+    given = np.array([prompt.has_mask for prompt in prompts])
+    masks = mask_logits(prompts, frames) if given.any() else None
+    mixed = None if masks is None or given.all() else torch.from_numpy(given).to(device)
+    cues = _cues(views, where, points, labels, masks, given, config.image_size, config.cue_planes)
 
     def rows_of(array: np.ndarray | None, rows: np.ndarray) -> Tensor | None:
         if array is None:
@@ -138,14 +114,15 @@ def decode_views(
     iou: Tensor | None = None
     for group in groups:
         one = len(np.unique(owner[group])) == 1
-        some = features.row(int(owner[group[0]])) if one and len(features) > 1 else features
+        maps = features.row(int(owner[group[0]])) if one and len(features) > 1 else features
         for start in range(0, len(group), step):
             rows = group[start : start + step]
             out = model.decode(
-                some,
+                maps,
                 torch.from_numpy(points[rows]).to(device),
                 torch.from_numpy(labels[rows]).to(device),
                 mask_input=rows_of(None if masks is None else masks[:, None], rows),
+                has_mask=None if mixed is None else mixed[rows],
                 cues=rows_of(cues, rows),
                 image_index=None if one else torch.from_numpy(owner[rows]).to(device),
                 tokens=tokens,
@@ -161,32 +138,13 @@ def decode_views(
     return low, iou
 
 
-def _pad(prompts: Sequence[Prompt], frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
-    """Do what ``pad_prompts`` does for prompts of different frames."""
-    parts = [pad_prompts([p], f) for p, f in zip(prompts, frames, strict=True)]
-    longest = max(labels.shape[1] for _, labels in parts)
-    points = np.zeros((len(parts), longest, 2), np.float32)
-    labels = np.full((len(parts), longest), ABSENT, np.int64)
-    for i, (xy, kinds) in enumerate(parts):
-        points[i, : xy.shape[1]], labels[i, : kinds.shape[1]] = xy[0], kinds[0]
-    return points, labels
-
-
-def _masks(prompts: Sequence[Prompt], frames: Sequence[Frame]) -> np.ndarray | None:
-    """Do what ``mask_logits`` does for prompts of different frames."""
-    if len(set(frames)) == 1:
-        return mask_logits(prompts, frames[0])
-    parts = [mask_logits([p], f) for p, f in zip(prompts, frames, strict=True)]
-    some = [part for part in parts if part is not None]
-    return np.concatenate(some) if some else None
-
-
 def _cues(
     views: Sequence[View],
     where: Sequence[int],
     points: np.ndarray,
     labels: np.ndarray,
     masks: np.ndarray | None,
+    given: np.ndarray,
     side: int,
     planes: int,
 ) -> np.ndarray | None:
@@ -195,17 +153,20 @@ def _cues(
         return None
     from zim.cues import compute_cues
 
-    owner = np.asarray(where)
-    groups = [(int(k), np.flatnonzero(owner == k)) for k in np.unique(owner)]
+    keys = np.stack([np.asarray(where), given], 1)
+    groups = [
+        (int(k), bool(has), np.flatnonzero((keys == (k, has)).all(1)))
+        for k, has in np.unique(keys, axis=0)
+    ]
 
-    def of_view(group: tuple[int, np.ndarray]) -> np.ndarray:
-        k, rows = group
-        mask = None if masks is None else masks[rows]
+    def of_view(group: tuple[int, bool, np.ndarray]) -> np.ndarray:
+        k, has, rows = group
+        mask = masks[rows] if has and masks is not None else None
         return compute_cues(views[k].picture, points[rows], labels[rows], side, mask, planes)
 
     if len(groups) == 1:
         return of_view(groups[0])
     cues = np.empty((len(where), planes, side // 2, side // 2), np.float32)
-    for (_, rows), found in zip(groups, each(of_view, groups), strict=True):
+    for (_, _, rows), found in zip(groups, each(of_view, groups), strict=True):
         cues[rows] = found
     return cues

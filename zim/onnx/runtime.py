@@ -184,16 +184,11 @@ class OnnxZim(Zim):
         """Decode prompts; arguments as in the network.
 
         Prompts are run in groups of one image and one number of points, because the official graph
-        knows no places without a point.
+        knows no places without a point, and those with a mask apart.
 
         Raises:
-            PromptError: the graph takes no mask, or only some of the prompts have one.
+            PromptError: the graph takes no mask.
         """
-        if mask_input is not None and has_mask is not None and not bool(has_mask.all()):
-            raise PromptError(
-                "an ONNX decoder takes masks for all prompts of a batch or for none; "
-                "ask for those with a mask apart"
-            )
         if mask_input is not None and not self.takes_mask:
             raise PromptError(
                 f"{self.config.name} takes no mask_input (an ONNX decoder without one); use "
@@ -207,13 +202,18 @@ class OnnxZim(Zim):
         present = labels != ABSENT
         lengths = present.sum(1)
         images = torch.zeros_like(lengths) if image_index is None else image_index.to(lengths)
-        for image, length in torch.stack([images, lengths], 1).unique(dim=0).tolist():
-            rows = ((images == image) & (lengths == length)).nonzero()[:, 0]
+        masked = torch.full_like(lengths, mask_input is not None)
+        if mask_input is not None and has_mask is not None:
+            masked = has_mask.to(lengths)
+        keys = torch.stack([images, lengths, masked], 1)
+        for key in keys.unique(dim=0):
+            rows = (keys == key).all(1).nonzero()[:, 0]
+            image, length, has = key.tolist()
             keep = present[rows]
             inputs = self._prompt_inputs(
                 points[rows][keep].view(len(rows), length, 2),
                 labels[rows][keep].view(len(rows), length),
-                None if mask_input is None else mask_input[rows],
+                mask_input[rows] if has and mask_input is not None else None,
                 None if cues is None else cues[rows],
             )
             maps_here = {PROMPTS[2]: maps[rows]}
