@@ -78,15 +78,20 @@ def _one_opencv_thread() -> Iterator[None]:
                 cv2.setNumThreads(_opencv_threads)
 
 
-def spread(work: Callable[[Job], object], jobs: Sequence[Job]) -> None:
+def spread(work: Callable[[Job], object], jobs: Sequence[Job], most: int | None = None) -> None:
     """Call ``work`` for every job, side by side where torch has several threads.
 
     Each worker has an equal share of the caller's torch threads, sees the caller's context
     variables and is in the caller's modes of torch (gradients, inference, autocast). OpenCV has one
     thread meanwhile, in the whole process. The first error is raised here, and jobs that have not
     begun are dropped.
+
+    Args:
+        work: what to do.
+        jobs: with what.
+        most: threads; as many as :func:`workers` says when not given.
     """
-    count = min(workers(), len(jobs))
+    count = min(workers(), len(jobs), most or len(jobs))
     if count <= 1:
         for job in jobs:
             work(job)

@@ -170,7 +170,10 @@ def test_boxes_alone_need_no_gaussian_and_agree() -> None:
 
 
 @torch.inference_mode()
-def test_chunks_of_one_prompt_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_of_one_prompt_give_the_same(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(matting, "THREAD_BYTES", 1 if threads > 1 else 1 << 40)
     model = tiny_model(TINY_NANO)
     features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
     cues = noise(5, model.config.cue_planes, 32, 32)

@@ -27,6 +27,9 @@ from zim.parallel import spread, workers
 
 Answer = TypeVar("Answer")
 
+#: bytes of a prompt's embedding from which prompts are decoded on threads of their own
+THREAD_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
@@ -273,13 +276,14 @@ class ZimNetwork(nn.Module):
     ) -> list[Answer]:
         """Return what ``work`` makes of the rows of ``count`` prompts, in parts and in order.
 
-        On a CPU maps that stay in the cache are worth more than long batches, and a thread for each
-        half of the prompts more than two for every layer.
+        On a CPU maps that stay in the cache are worth more than long batches. Where prompts have
+        large maps, two threads with half of the prompts each are faster than two for every layer;
+        over small ones they would wait for each other in Python.
         """
         if count < 2 or self.device.type != "cpu" or not allowed(self):
             return [work(slice(None))]
-        threads = workers()
         cells = features.embedding[0].numel() * features.embedding.element_size()
+        threads = workers() if cells >= THREAD_BYTES else 1
         rounds = -(-count * cells // (threads * CACHED_BYTES))
         bounds = np.linspace(0, count, min(count, rounds * threads) + 1).astype(int).tolist()
         done: dict[int, Answer] = {}
@@ -287,7 +291,7 @@ class ZimNetwork(nn.Module):
         def fill(i: int) -> None:
             done[i] = work(slice(bounds[i], bounds[i + 1]))
 
-        spread(fill, range(len(bounds) - 1))
+        spread(fill, range(len(bounds) - 1), threads)
         return [done[i] for i in range(len(done))]
 
     def forward(
