@@ -124,7 +124,13 @@ def spread(work: Callable[[Job], object], jobs: Sequence[Job], most: int | None 
     pool = ThreadPoolExecutor(count, "zim-spread", begin)
     with _one_opencv_thread():
         try:
-            futures = [pool.submit(copy_context().run, run, job) for job in jobs]
+            try:
+                futures = [pool.submit(copy_context().run, run, jobs[0])]
+            except RuntimeError:  # the interpreter is ending and starts no threads any more
+                for job in jobs:
+                    run(job)
+                return
+            futures += [pool.submit(copy_context().run, run, job) for job in jobs[1:]]
             started.wait()
             # Changes nothing here, but threads that meet torch from now on take the latest number.
             torch.set_num_threads(mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,7 +19,6 @@ from zim.model.fast import (
     allowed,
     cached,
     forget,
-    from_phases,
     fuse_twice,
     plain_forms,
     to_phases,
@@ -49,6 +49,17 @@ def normed(module: nn.Module) -> nn.Module:
                 value.data = 0.5 + torch.rand(len(value), generator=torch.manual_seed(i))
             norm.bias.data.normal_()
     return module.eval()
+
+
+def from_phases(x: Tensor) -> Tensor:
+    """Undo :func:`to_phases` cell by cell."""
+    b, c, h, w = x.shape
+    phases = x.view(b, 2, 2, c // 4, h, w)
+    out = x.new_empty(b, c // 4, 2 * h, 2 * w)
+    for p in range(2):
+        for q in range(2):
+            out[:, :, p::2, q::2] = phases[:, p, q]
+    return out
 
 
 def enlarged_and_convolved(x: Tensor, weight: Tensor, half: Tensor) -> Tensor:
@@ -167,6 +178,48 @@ def test_boxes_alone_need_no_gaussian_and_agree() -> None:
         assert difference(ours.logits, plain.logits) > RELATIVE  # another picture, another answer
     joined = model.decode(features, torch.cat([boxes, POINTS[:1, :2]]), LABELS[[1, 1, 0], :2])
     assert difference(joined.logits[:2], ours.logits) <= RELATIVE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [PRESETS["tiny"], TINY_NANO], ids=["vit", "conv"])
+def test_decoding_under_autocast(config: ZimConfig, kind: torch.dtype) -> None:
+    model, exact = tiny_model(config).to(kind), tiny_model(config).to(kind).float()
+    x = model.preprocess(torch.rand(1, 3, 64, 64) * 255)
+    cues = noise(5, config.cue_planes, 32, 32).to(kind) if config.cue_planes else None
+    for count in (1, 5):
+        given = (POINTS[:count], LABELS[:count], None, None if cues is None else cues[:count])
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = model.decode(model.encode_image(x), *given).logits
+            with plain_forms():
+                plain = model.decode(model.encode_image(x), *given).logits
+        planes = None if cues is None else cues[:count].float()
+        with plain_forms():
+            found = exact.decode(exact.encode_image(x.float()), *given[:3], planes).logits
+        errors = [(logits - found).abs().mean() for logits in (ours, plain)]
+        assert errors[0] <= 1.5 * errors[1]  # rounded as often as the plain form
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_gradients_through_features_made_without(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(mask_decoder, "CACHED_BYTES", 1)
+    gradients = []
+    for plain in (False, True):
+        model = tiny_model(TINY_NANO).to(kind)
+        cues = noise(5, model.config.cue_planes, 32, 32).to(kind)
+        x = model.preprocess(noise(1, 3, 64, 64) * 50 + 120)
+        with plain_forms() if plain else contextlib.nullcontext():
+            with torch.no_grad():
+                features = model.encode_image(x)
+            model.decode(features, POINTS, LABELS, None, cues).logits.square().mean().backward()
+        weights = dict(model.named_parameters())
+        names = [f"mask_decoder.pixel_decoder.fuse.{i}.conv.weight" for i in range(3)]
+        # the picture's own half of a step was made without gradients
+        gradients.append([weights[n].grad[:, -8:].float() for n in names])  # pyright: ignore
+    for ours, plain in zip(*gradients, strict=True):
+        assert difference(ours, plain) <= (0.1 if kind == torch.bfloat16 else 1e-3)
 
 
 @torch.inference_mode()

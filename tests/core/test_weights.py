@@ -200,11 +200,16 @@ def test_a_hub_whose_name_is_unknown_is_not_asked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(store.socket, "getaddrinfo", lambda *where: asked.append(where))
     assert not store.cache_only()
     assert asked == [("mirror.example", 8443)]
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:abc")
+    assert not store.cache_only()
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
 
     def unknown(*where: object) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(store.socket, "getaddrinfo", unknown)
+    assert store.cache_only()
+    monkeypatch.setattr(store.urllib.request, "getproxies", lambda: {"no": "localhost"})
     assert store.cache_only()
     monkeypatch.setattr(store.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
     assert not store.cache_only()

@@ -29,6 +29,7 @@ STRIP_BYTES = 4 << 20
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
 
 Value = TypeVar("Value")
+Accumulate = Callable[[Tensor, Tensor, Tensor, list[int]], Tensor]
 
 
 @contextmanager
@@ -217,7 +218,8 @@ def unshuffled_kernel(weight: Tensor) -> Tensor:
 class Scratch:
     """Memory for large maps that are made again and again, for every prompt anew.
 
-    What the system hands out afresh it first has to clear, which takes longer than a map.
+    What the system hands out afresh it first has to clear, which takes longer than a map. Where
+    gradients are wanted nothing is used twice.
     """
 
     def __init__(self) -> None:
@@ -225,6 +227,8 @@ class Scratch:
 
     def empty(self, name: Hashable, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return an uninitialised tensor where an earlier one of the same name was."""
+        if torch.is_grad_enabled():
+            return like.new_empty(shape)
         size = math.prod(shape)
         room = self._rooms.get(name)
         if room is None or len(room) < size or room.dtype != like.dtype:
@@ -238,7 +242,7 @@ class Strip(NamedTuple):
     Attributes:
         prompts: rows of the batch.
         rows: rows of the map.
-        maps: ``prompts channels rows w``; overwritten when the next strip is asked for.
+        maps: ``prompts channels rows w``; may be overwritten when the next strip is asked for.
     """
 
     prompts: slice
@@ -267,17 +271,29 @@ def fuse_twice(
     Yields:
         Strips that together cover ``b (4 * out) h w``.
     """
-    accumulate = _convolve_accumulate() if x.is_cpu and x.dtype == torch.bfloat16 else None
-    rim = _rim(x, kernels)
-    b, _, h, w = x.shape
-    if accumulate is None or isinstance(kernels.merged, winograd.Kernel):
-        if isinstance(kernels.merged, winograd.Kernel):
-            y = winograd.convolve(x, kernels.merged)
-        else:
-            y = F.conv2d(x, kernels.merged, padding=1)
-        rim.add_to(y.add_(half), slice(None), slice(0, h))
-        yield Strip(slice(None), slice(0, h), y.relu_())
+    rim, merged = _rim(x, kernels), kernels.merged
+    if isinstance(merged, winograd.Kernel):
+        y = winograd.convolve(x, merged)
+    elif accumulate := _accumulator(x, merged, half):
+        yield from _fused_strips(accumulate, x, merged, rim, half, own, scratch or Scratch())
         return
+    else:
+        y = F.conv2d(x, merged, padding=1)
+    rows = slice(0, x.shape[2])
+    rim.add_to(y.add_(half), slice(None), rows)
+    yield Strip(slice(None), rows, y.relu_())
+
+
+def _fused_strips(
+    accumulate: Accumulate,
+    x: Tensor,
+    merged: Tensor,
+    rim: _Rim,
+    half: Tensor,
+    own: bool,
+    scratch: Scratch,
+) -> Iterator[Strip]:
+    b, _, h, w = x.shape
     own = own and len(half) == b and half.is_contiguous(memory_format=torch.channels_last)
     lines = max(1, STRIP_BYTES // (half.shape[1] * w * half.element_size()))
     whole = own or b * h <= lines
@@ -286,7 +302,6 @@ def fuse_twice(
     else:  # rows of one map lie together in memory
         each = [slice(i, i + 1) for i in range(b)]
     shape = (b if whole else 1, min(h, lines + 1), w, half.shape[1])
-    scratch = scratch or Scratch()
     room = half if own else scratch.empty("strip", shape, half).permute(0, 3, 1, 2)
     for one in each:
         source = half if len(half) == 1 else half[one]
@@ -301,12 +316,20 @@ def fuse_twice(
             if not own:
                 y.copy_(source[:, :, made].expand_as(y))
             rim.add_to(y, one, made)
-            accumulate(y, x[one, :, low:high], kernels.merged, [0 if inner else 1, 1])
+            accumulate(y, x[one, :, low:high], merged, [0 if inner else 1, 1])
             yield Strip(one, rows, y[:, :, start - made.start : rows.stop - made.start])
 
 
+def _accumulator(x: Tensor, merged: Tensor, half: Tensor) -> Accumulate | None:
+    """Return oneDNN's operator where it pays; it knows neither gradients nor autocast."""
+    same = x.dtype == merged.dtype == half.dtype == torch.bfloat16
+    if not (same and x.is_cpu) or torch.is_grad_enabled():
+        return None
+    return _convolve_accumulate()
+
+
 @functools.cache
-def _convolve_accumulate() -> Callable[[Tensor, Tensor, Tensor, list[int]], Tensor] | None:
+def _convolve_accumulate() -> Accumulate | None:
     """Return ``y, x, weight, padding``: ``y = relu(y + conv(x))`` where oneDNN has it in bf16."""
     if not torch.backends.mkldnn.is_available():
         return None
@@ -368,10 +391,3 @@ def to_phases(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     cells = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5)
     return cells.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
-
-
-def from_phases(x: Tensor) -> Tensor:
-    """Undo :func:`to_phases`: ``b (4 * c) h w`` to ``b c 2h 2w``, channels last in memory."""
-    b, c, h, w = x.shape
-    cells = x.permute(0, 2, 3, 1).reshape(b, h, w, 2, c // 2).transpose(2, 3)
-    return cells.reshape(b, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)

@@ -125,7 +125,6 @@ class TokenAttention(nn.Module):
         keys: Tensor,
         values: Tensor,
         present: Tensor | None,
-        last: bool = False,
     ) -> Tensor:
         """Add to every image cell what it gathers from the tokens; as :meth:`to_image` turned.
 
@@ -135,7 +134,6 @@ class TokenAttention(nn.Module):
             keys: ``b n dim``.
             values: ``b n dim``.
             present: ``b n`` bool, False for tokens that are padding.
-            last: nobody needs the image any more; it may be overwritten.
 
         Returns:
             ``b m dim``: the image plus the attention's output.
@@ -150,10 +148,8 @@ class TokenAttention(nn.Module):
         out = self.out_proj.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         # every head's weights sum to one, so each may carry its share of the bias
         moved = v @ out + self.out_proj.bias / self.heads
-        weights, moved = weights.transpose(1, 2), moved.flatten(1, 2)
-        if last and keyed.own is not None:
-            return image.baddbmm_(weights, moved)
-        return torch.baddbmm(image.expand(len(keys), -1, -1), weights, moved)
+        image = image.expand(len(keys), -1, -1)
+        return torch.baddbmm(image, weights.transpose(1, 2), moved.flatten(1, 2))
 
     def _against_cells(self, x: Tensor, projection: nn.Linear, cells: Cells) -> Tensor:
         """Multiply ``b heads n d`` with projected cells, less their bias: float32 b heads n m."""
@@ -230,8 +226,7 @@ class TwoWayBlock(nn.Module):
         q = tokens + token_pe
         seen = mask if self.mask_i2t else None
         if isinstance(keyed, Cells):
-            last = not self.first  # then the image is what the block before made
-            return tokens, self.norm4(i2t.from_image(keyed, image, q, tokens, present, last))
+            return tokens, self.norm4(i2t.from_image(keyed, image, q, tokens, present))
         image = image + i2t(
             keyed, q, tokens, mask=seen, mode=self.mode, cells="queries", present=present
         )

@@ -107,11 +107,13 @@ def cache_only() -> bool:
     """
     if offline():
         return True
-    if urllib.request.getproxies():  # behind a proxy nobody here need know the hub's address
+    if set(urllib.request.getproxies()) - {"no"}:  # a proxy knows the hub's address, not we
         return False
-    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
+        hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except ValueError:  # not an address: huggingface_hub says so
+        return False
     except OSError:
         return True
     return False
