@@ -130,7 +130,7 @@ def test_boxes_only_runs_no_model(folder, capsys):
 def test_what_not_to_take_is_taken_out(folder, capsys, model):
     rows = ([10, 10, 100, 80], "dog", 0.9), ([40, 30, 70, 60], "collar", 0.9)
     file = boxes(folder, *rows)
-    words = ["--boxes", file, "--image", "in/a.png", "--model", model]
+    words = ["--boxes", file, "--image", "in/a.png", "--model", model, "--dtype", "float32"]
     assert run(capsys, "dog", *words, "-o", "with")[0] == 0
     assert run(capsys, "collar", *words, "-o", "collar")[0] == 0
     assert run(capsys, "dog", "--not", "collar", *words, "-o", "without")[0] == 0
