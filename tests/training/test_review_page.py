@@ -83,6 +83,7 @@ def test_a_review_from_page_to_test_set(folder: Path, tmp_path: Path) -> None:
         saved = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(saved)
         # what was decided is there again after the page was closed
+        page.wait_for_timeout(500)  # the browser's storage follows a moment later
         page.reload()
         page.wait_for_load_state("networkidle")
         assert page.text_content("#count") == "2 accepted, 1 rejected, 0 open"
