@@ -29,7 +29,7 @@ class Cells(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, positions: Tensor) -> Cells:
-        """Sum ``b m dim`` and ``1 m dim``, later where prompts have cells of their own."""
+        """Take image ``b m dim`` and positions ``1 m dim``; cells all prompts share are summed."""
         if len(image) == 1:
             return cls((image + positions)[0], None)
         return cls(positions[0], image)
