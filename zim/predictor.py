@@ -205,7 +205,7 @@ class ZimPredictor:
         Returns:
             mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2, all float32;
             row i equals what :meth:`predict` gives for prompt i alone, up to the rounding of the
-            model's type (bfloat16: 0.01 in alpha). For several pictures a
+            model's type (bfloat16: 0.013 in alpha with nano). For several pictures a
             list with such a triple for each.
 
         Raises:
