@@ -16,6 +16,7 @@ from zim.model.matting import ZimNetwork
 from zim.onnx.layout import is_onnx_folder, official
 from zim.predictor import ZimPredictor
 from zim.pretrained import Zim
+from zim.processor import bfloat16_units
 from zim.prompts import Prompt
 from zim.weights.registry import REGISTRY
 
@@ -34,9 +35,8 @@ def load(
         name: a name from ``zim models``, a checkpoint folder or ``.safetensors`` file, a folder
             with ``encoder.onnx`` and ``decoder.onnx``, or a Hugging Face id.
         device: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``auto`` (bfloat16 on CUDA and on CPUs with AMX, else float32), ``float32``,
-            ``bfloat16``, ``float16``;
-            ONNX models compute as they were exported.
+        dtype: ``auto`` (bfloat16 on CUDA and on CPUs with AMX or AVX512-BF16, else float32),
+            ``float32``, ``bfloat16``, ``float16``; ONNX models compute as they were exported.
         compile: compile the image encoder, see ``Zim.compile_encoder``; worth it for many
             pictures. ONNX models refuse.
 
@@ -119,29 +119,18 @@ def choose_device(device: str = "auto") -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the type to compute in, or raise ConfigError.
 
-    ``auto`` is bfloat16 where the device multiplies matrices in it: on CUDA, and on CPUs with AMX,
-    where ViT-B's encoder and nano are several times faster (``benchmarks/encoder.py``). Its price,
-    measured: ViT-B's embedding differs by 1 % of its size (random weights), nano's mattes by 0.01
-    at most and 0.0002 on average. Fourier positions, softmax and logits are float32 in any case.
+    ``auto`` is bfloat16 where the device multiplies it: on CUDA, and on CPUs with AMX, where
+    ViT-B's encoder and nano are several times faster, or AVX512-BF16 (1.6 and 1.2 times;
+    ``benchmarks/encoder.py`` and ``decoder.py``). Its price, measured: ViT-B's embedding differs
+    by 1 % of its size (random weights), nano's mattes by 0.01 at most and 0.0002 on average.
+    Fourier positions, softmax and logits are float32 in any case.
     """
     if dtype == "auto":
-        half = device.type == "cuda" or (device.type == "cpu" and has_matrix_units())
+        half = device.type == "cuda" or (device.type == "cpu" and bfloat16_units() is not None)
         return torch.bfloat16 if half else torch.float32
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; expected auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
-
-
-@functools.cache
-def has_matrix_units() -> bool:
-    """Tell whether the CPU has AMX for bfloat16 and torch can use it."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if ask is not None and not ask():
-        return False
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "amx_bf16" in flags.read_text(encoding="utf-8", errors="replace")
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,32 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-#: CPU features that decide which kernels run, as Linux names them
-CPU_FLAGS = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx_vnni",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "bf16",
-    "i8mm",
-    "sve",
-)
-
+from zim.processor import cpu_flags, cpuinfo
 
 # The machine.
-
-
-def cpu_flags() -> list[str]:
-    """Return those of :data:`CPU_FLAGS` that the processor has; empty where Linux is not."""
-    found = set(_cpuinfo("flags", "Features").split())
-    return [flag for flag in CPU_FLAGS if flag in found]
 
 
 def hardware() -> dict[str, Any]:
@@ -64,7 +41,7 @@ def hardware() -> dict[str, Any]:
     elif torch.backends.mps.is_available():
         gpus.append("Apple MPS")
     return {
-        "cpu": _cpuinfo("model name", "Model") or platform.processor() or platform.machine(),
+        "cpu": cpuinfo("model name", "Model") or platform.processor() or platform.machine(),
         "processors": _processors(),
         "memory_gib": _memory_gib(),
         "cpu_flags": cpu_flags(),
@@ -116,17 +93,6 @@ def _commit() -> str | None:
 def _git(root: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _cpuinfo(*keys: str) -> str:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return ""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in keys:
-            return value.strip()
-    return ""
 
 
 def _processors() -> int:

@@ -325,13 +325,14 @@ class ZimPredictor:
                 mattes[i].fill_(blank)
                 mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
 
-        windows = self._windows(asked, tokens) if self.model.config.framing else [None] * len(asked)
         side = self.model.config.image_size // 2
         low = torch.empty(len(asked), count, side, side, device=self.device)
         iou = low.new_empty(len(asked), count)
 
         def look(rows: list[int]) -> None:
             low[rows], iou[rows] = self._decode_whole([asked[i] for i in rows], tokens)
+
+        def show(rows: list[int]) -> None:
             for i in rows:
                 k = asked[i][0]
                 place(i, low[i], self._views[k].frame, self._pictures[k], None)
@@ -340,7 +341,14 @@ class ZimPredictor:
             crops = [(asked[i], windows[i]) for i in rows]
             self._decode_crops(rows, crops, tokens, low, iou, place)
 
-        self._in_parts(look, [i for i, window in enumerate(windows) if window is None])
+        framing = self.model.config.framing
+        # Where an object without a box is, a first look has to tell; often it is the answer, too.
+        seen = [i for i, (_, p) in enumerate(asked) if framing and p.box is None]
+        self._in_parts(look, seen)
+        windows = [self._window(*asked[i], low[i]) if framing else None for i in range(len(asked))]
+        whole = [i for i, window in enumerate(windows) if window is None]
+        self._in_parts(look, sorted(set(whole) - set(seen)))
+        self._in_parts(show, whole)
         cropped = [i for i, window in enumerate(windows) if window is not None]
         self._in_parts(look_closer, cropped, CROPS)
         sizes = [len(some) for some in prompts]
@@ -411,32 +419,21 @@ class ZimPredictor:
 
         each(fill, range(len(rows)))
 
-    def _windows(self, asked: list[tuple[int, Prompt]], tokens: slice) -> list[Window | None]:
-        """Choose where to look again: round the box, or round what a first look finds."""
-        regions: list[np.ndarray | None] = [p.box for _, p in asked]
-        unknown = [i for i, region in enumerate(regions) if region is None]
-        if unknown:
+    def _window(self, k: int, prompt: Prompt, low: Tensor) -> Window | None:
+        """Choose where to look again: round the box, or round what a first look found.
 
-            def look(rows: list[int]) -> None:
-                low, _ = self._decode_whole([asked[i] for i in rows], tokens)
-                for row, i in enumerate(rows):
-                    k, prompt = asked[i]
-                    positive = prompt.points[prompt.labels == POSITIVE]
-                    regions[i] = object_region(low[row], self._views[k].frame, positive)
-
-            self._in_parts(look, unknown)
-        factor = self.model.config.framing
-        return [
-            None
-            if region is None
-            else Window.around(
-                region,
-                self._views[k].frame.original,
-                factor,
-                WHOLE if prompt.box is not None else GUESSED,
-            )
-            for (k, prompt), region in zip(asked, regions, strict=True)
-        ]
+        Args:
+            k: which picture.
+            prompt: in its pixels.
+            low: ``c m m`` logits of the first look; not read where there is a box.
+        """
+        frame, region, most = self._views[k].frame, prompt.box, WHOLE
+        if region is None:
+            positive = prompt.points[prompt.labels == POSITIVE]
+            region, most = object_region(low, frame, positive), GUESSED
+        if region is None:
+            return None
+        return Window.around(region, frame.original, self.model.config.framing, most)
 
 
 def _read(image: Any, image_format: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from zim import benchmark, benchmarking, memory
+from zim import benchmark, benchmarking, memory, processor
 from zim.benchmark import IMPORTS, UNITS, Case
 from zim.cli import main
 
@@ -70,7 +70,7 @@ def test_the_json_has_the_promised_keys(data: dict[str, Any], folder: Path) -> N
     assert data["size"] == list(SIZE)
     assert data["hardware"]["threads"] == 1
     assert {"commit", "date", "command"} <= set(data)
-    assert set(data["hardware"]["cpu_flags"]) <= set(benchmarking.CPU_FLAGS)
+    assert set(data["hardware"]["cpu_flags"]) <= set(processor.CPU_FLAGS)
     assert data["hardware"]["torch"] in data["hardware_line"]
     for row in data["rows"]:
         assert tuple(row) == benchmark.COLUMNS
@@ -273,7 +273,7 @@ def test_times_are_those_of_the_counted_runs(monkeypatch: pytest.MonkeyPatch) ->
 @linux
 def test_flags_are_the_kernels() -> None:
     text = Path("/proc/cpuinfo").read_text().split()
-    assert set(benchmarking.cpu_flags()) == set(benchmarking.CPU_FLAGS) & set(text)
+    assert set(processor.cpu_flags()) == set(processor.CPU_FLAGS) & set(text)
 
 
 def test_markdown() -> None:

@@ -129,10 +129,14 @@ def test_unknown_forms_are_refused() -> None:
         encoder.attention = "fast"
 
 
-def test_auto_is_decided_by_device_and_type() -> None:
+@pytest.mark.parametrize(("units", "half"), [("matrix", "folded"), ("vector", "sliced")])
+def test_auto_is_decided_by_device_and_type(
+    monkeypatch: pytest.MonkeyPatch, units: str, half: str
+) -> None:
+    monkeypatch.setattr("zim.model.attention.bfloat16_units", lambda: units)
     cpu = torch.device("cpu")
     assert fastest_form(cpu, torch.float32) == "sliced"
-    assert fastest_form(cpu, torch.bfloat16) == "folded"
+    assert fastest_form(cpu, torch.bfloat16) == half
     assert fastest_form(torch.device("cuda"), torch.bfloat16) == "folded"
     assert fastest_form(torch.device("mps"), torch.float32) == "reference"
 

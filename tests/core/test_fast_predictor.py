@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 import torch
 
 import zim
-from zim.api import choose_dtype, has_matrix_units
+from zim.api import choose_dtype
 from zim.errors import ImageError, PromptError
+from zim.processor import bfloat16_units
 from zim.testing import TINY_NANO, picture, tiny_model
 
 PICTURES = [picture(48, 64), picture(80, 50, seed=1), picture(64, 64, seed=2)]
@@ -119,19 +119,59 @@ def test_enlarging_many_mattes_holds_one_beside_the_result(
     assert seen == [1] * 9
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_precision_follows_the_matrix_units(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, expected: torch.dtype
+@pytest.mark.parametrize("prompt", [{"points": [(20, 20)]}, {"box": (2, 2, 60, 45)}])
+def test_a_look_at_the_whole_picture_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, prompt: dict[str, object]
 ) -> None:
-    monkeypatch.setattr("zim.api.has_matrix_units", lambda: amx)
+    predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
+    predictor.set_image(picture(48, 64))
+    monkeypatch.setattr("zim.predictor.Window.around", lambda *_: None)  # as for large objects
+    looks: list[int] = []
+    original = zim.predictor.decode_views  # pyright: ignore[reportAttributeAccessIssue]
+
+    def spy(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        looks.append(len(args[4]))
+        return original(*args)
+
+    monkeypatch.setattr("zim.predictor.decode_views", spy)
+    mattes, quality, low = predictor.predict_batch([prompt])
+    assert looks == [1]
+    assert np.isfinite(mattes).all()
+    enlarged = zim.predictor.enlarge_low_res(  # pyright: ignore[reportAttributeAccessIssue]
+        torch.from_numpy(low), predictor.frame, predictor.image, predictor.model.config.edges
+    )
+    np.testing.assert_allclose(mattes, enlarged.sigmoid().numpy(), atol=1e-6)
+    assert quality.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [("matrix", torch.bfloat16), ("vector", torch.bfloat16), (None, torch.float32)],
+)
+def test_auto_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, units: str | None, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("zim.api.bfloat16_units", lambda: units)
     assert choose_dtype("auto", torch.device("cpu")) == expected
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert choose_dtype("auto", torch.device("mps")) == torch.float32
     assert choose_dtype("float32", torch.device("cuda")) == torch.float32
 
 
-def test_matrix_units_are_what_linux_says() -> None:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        pytest.skip("only Linux says")
-    assert has_matrix_units() == ("amx_bf16" in cpuinfo.read_text())
+@pytest.mark.parametrize(
+    ("flags", "usable", "expected"),
+    [
+        ("avx2 amx_bf16 avx512_bf16", True, "matrix"),
+        ("avx2 avx512_bf16", True, "vector"),
+        ("avx2 avx512_bf16", False, None),
+        ("avx2 avx512f", True, None),
+        ("", True, None),
+    ],
+)
+def test_bfloat16_needs_the_instructions_and_their_use(
+    monkeypatch: pytest.MonkeyPatch, flags: str, usable: bool, expected: str | None
+) -> None:
+    monkeypatch.setattr("zim.processor.cpu_flags", lambda: flags.split())
+    for ask in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, ask, lambda: usable, raising=False)
+    assert bfloat16_units.__wrapped__() == expected

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 import zim
 import zim.api
-from zim.benchmarking import cpu_flags
 from zim.config import ZimConfig, get_config
 from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
+from zim.processor import cpu_flags
 from zim_training import checkpoint
 from zim_training.data.loader import Batch, Pack, check_pack
 from zim_training.data.prefetch import Lookahead

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from zim.config import MaskedAttentionConfig
 from zim.model.fast import tracing
+from zim.processor import bfloat16_units
 
 #: a cell of the attention map covers this many pixels of the model frame
 STRIDE = 16
@@ -204,13 +205,14 @@ REL_POS_FORMS: dict[str, RelPosAttention] = {
 def fastest_form(device: torch.device, dtype: torch.dtype) -> str:
     """Return the form of :data:`REL_POS_FORMS` that was measured fastest.
 
-    On a CPU with matrix units (AMX, bfloat16) the longer product costs little; in float32 the
+    On a CPU with matrix units (AMX, bfloat16) the longer product costs little; without them the
     product is what takes the time (``benchmarks/encoder.py``).
     """
     if device.type == "cuda":
         return "folded"
     if device.type == "cpu":
-        return "sliced" if dtype == torch.float32 else "folded"
+        matrix = dtype == torch.bfloat16 and bfloat16_units() == "matrix"
+        return "folded" if matrix else "sliced"
     return "reference"
 
 
