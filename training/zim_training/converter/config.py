@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from zim_training.options import setting
 
@@ -64,7 +65,7 @@ class ConverterConfig:
     test_splits: bool = setting(False, "train on the sets' official test splits as well")
     ema: float = setting(0.9999, "decay of the averaged weights")
     accumulate: int = setting(1, "micro-batches per step")
-    precision: str = setting("auto", "bf16, float32, or auto (bf16 on GPUs)")
+    precision: Literal["auto", "bf16", "float32"] = setting("auto", "auto is bf16 on GPUs")
     workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
     checkpointing: bool = setting(False, "trade time for memory in the trunk")
     save_every: int = setting(5000, "steps between checkpoints")

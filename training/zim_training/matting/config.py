@@ -51,7 +51,9 @@ class TrainConfig:
     eval_samples: int = setting(32, "mattes scored at an evaluation, at most")
     ema: float = setting(0.9999, "decay of the averaged weights, 0 for none")
     accumulate: int = setting(1, "micro-batches per step")
-    precision: str = setting("auto", "bf16, float32, or auto (bf16 on GPUs)")
+    precision: Literal["auto", "bf16", "float32"] = setting(
+        "auto", "arithmetic; auto is bf16 on GPUs, for packs also on CPUs that multiply it"
+    )
     stream: int = setting(0, "shards: read in order, mixing so many pictures; 0 reads at random")
     workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
     checkpointing: bool = setting(False, "trade time for memory in the image encoder")
