@@ -136,7 +136,10 @@ class ZimPredictor:
         self._keep([np.asarray(full)], [View(small, frame)])
 
     def get_image_embedding(self) -> Tensor:
-        """Return the embedding, 1 x C x S/16 x S/16 (1 x 256 x 64 x 64 for the ViT models)."""
+        """Return the embedding, 1 x C x S/16 x S/16 (1 x 256 x 64 x 64 for the ViT models).
+
+        It is on the model's device and in its type, which may be bfloat16 (``dtype="auto"``).
+        """
         return self._ready()[2].embedding
 
     def predict(

@@ -20,6 +20,7 @@ from zim.model.attention import (
 )
 from zim.model.fast import plain_forms
 from zim.model.image_encoder import ImageEncoder, partition_windows, window_index
+from zim.processor import bfloat16_units
 
 #: relative to the largest value: float32 as the issue asks, bfloat16 by its 8 bits of mantissa
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -139,6 +140,15 @@ def test_auto_is_decided_by_device_and_type(
     assert fastest_form(cpu, torch.bfloat16) == half
     assert fastest_form(torch.device("cuda"), torch.bfloat16) == "folded"
     assert fastest_form(torch.device("mps"), torch.float32) == "reference"
+
+
+def test_a_compiled_encoder_is_one_graph() -> None:
+    bfloat16_units.cache_clear()  # what Linux says is asked anew, which no compiler can trace
+    encoder = small_encoder().bfloat16()
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    x = torch.randn(1, 3, 272, 272).bfloat16()
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x), encoder(x))
 
 
 def test_window_index_is_the_partition() -> None:

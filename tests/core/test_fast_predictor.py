@@ -172,6 +172,7 @@ def test_bfloat16_needs_the_instructions_and_their_use(
     monkeypatch: pytest.MonkeyPatch, flags: str, usable: bool, expected: str | None
 ) -> None:
     monkeypatch.setattr("zim.processor.cpu_flags", lambda: flags.split())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     for ask in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, ask, lambda: usable, raising=False)
     assert bfloat16_units.__wrapped__() == expected

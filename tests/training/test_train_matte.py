@@ -385,6 +385,24 @@ def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
     assert (config["rate"], config["sga"], config["stl"], config["size"]) == (1e-3, 0.5, 0.5, 1024)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"precision": "bfloat16"}, "precision is 'bfloat16'; expected auto, bf16, float32"),
+        ({"batch": "4"}, "batch is '4'; expected int"),
+        ({"speed": 1}, "unknown setting 'speed'"),
+    ],
+)
+def test_a_config_file_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    base = ["matte", "--preset", "test", "--config", str(path), "--print-config"]
+    assert cli.main(base) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_train(own: Path, tmp_path: Path, launcher: str) -> None:

@@ -102,15 +102,17 @@ def replace(base: Config, values: dict[str, Any], where: str) -> Config:
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{where}: unknown setting {name!r}; known: {', '.join(hints)}")
-        kind = hints[name]
+        kind, choices = hints[name], ()
         if typing.get_origin(kind) is Literal:
-            fits = value in typing.get_args(kind)
+            choices = typing.get_args(kind)
+            fits = value in choices
         elif kind is float:
             fits = isinstance(value, int | float) and not isinstance(value, bool)
         else:
             fits = type(value) is kind
         if not fits:
-            raise UsageError(f"{where}: {name} is {value!r}; expected {kind}")
+            wanted = ", ".join(choices) if choices else kind.__name__
+            raise UsageError(f"{where}: {name} is {value!r}; expected {wanted}")
     return dataclasses.replace(base, **values)  # pyright: ignore
 
 

@@ -202,6 +202,11 @@ REL_POS_FORMS: dict[str, RelPosAttention] = {
 }
 
 
+@torch.compiler.assume_constant_result  # a compiler would trace reading what Linux says
+def _matrix_units() -> bool:
+    return bfloat16_units() == "matrix"
+
+
 def fastest_form(device: torch.device, dtype: torch.dtype) -> str:
     """Return the form of :data:`REL_POS_FORMS` that was measured fastest.
 
@@ -211,8 +216,7 @@ def fastest_form(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda":
         return "folded"
     if device.type == "cpu":
-        matrix = dtype == torch.bfloat16 and bfloat16_units() == "matrix"
-        return "folded" if matrix else "sliced"
+        return "folded" if dtype == torch.bfloat16 and _matrix_units() else "sliced"
     return "reference"
 
 
