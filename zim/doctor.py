@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from zim._extras import missing_by_extra
+from zim.processor import cpu_flags
 
 Status = Literal["ok", "note", "warning", "error"]
 
@@ -85,14 +86,8 @@ def _cpu() -> list[Check]:
     import torch
 
     found = torch.backends.cpu.get_cpu_capability()
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
+    if not Path("/proc/cpuinfo").is_file():
         return [Check("cpu", f"{found} (torch)")]
-    flags: set[str] = set()
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith(("flags", "Features")):
-            flags = set(line.split(":", 1)[1].split())
-            break
     names = {
         "avx2": "AVX2",
         "avx512f": "AVX-512",
@@ -101,6 +96,7 @@ def _cpu() -> list[Check]:
         "amx_bf16": "AMX bf16",
         "asimd": "NEON",
     }
+    flags = cpu_flags()
     has = [label for flag, label in names.items() if flag in flags]
     return [Check("cpu", f"{found} (torch); {', '.join(has) or 'no vector extensions found'}")]
 

@@ -48,7 +48,8 @@ def bfloat16_units() -> Literal["matrix", "vector"] | None:
     """Tell what multiplies bfloat16 in this CPU and is used by torch.
 
     Returns:
-        ``matrix`` (AMX), ``vector`` (AVX512-BF16), or None: it would be imitated.
+        ``matrix`` (AMX), ``vector`` (AVX512-BF16), or None: it would be imitated, or (ARM) nobody
+        has measured whether it pays.
     """
     import torch
 

@@ -23,7 +23,7 @@ import zim.api
 from zim.config import ZimConfig, get_config
 from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
-from zim.processor import cpu_flags
+from zim.processor import bfloat16_units
 from zim_training import checkpoint
 from zim_training.data.loader import Batch, Pack, check_pack
 from zim_training.data.prefetch import Lookahead
@@ -298,7 +298,7 @@ def computes_in_half(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         if device.type == "cuda":
             return torch.cuda.is_bf16_supported()
-        return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(cpu_flags()))
+        return bfloat16_units() is not None
     return precision == "bf16"
 
 
