@@ -34,6 +34,9 @@ class Zim(ZimNetwork):
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> Path:
         """Write ``config.json`` and ``model.safetensors`` into a folder.
 
+        A model that computes in bfloat16 (``dtype="auto"`` on many devices) has rounded weights;
+        they are saved with a warning. Load with ``dtype="float32"`` to save what was loaded.
+
         Args:
             folder: created if needed; existing files are replaced in one step each.
             half: store floating-point weights in float16 (half the size).

@@ -42,6 +42,17 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path) -> 
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
+def test_weights_that_were_rounded_are_saved_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "exact")
+    assert not caplog.messages
+    zim.load(tmp_path / "exact", device="cpu", dtype="bfloat16").save_pretrained(tmp_path / "b")
+    (said,) = caplog.messages
+    assert str(tmp_path / "b") in said
+    assert "dtype='float32'" in said
+
+
 def test_loading_leaves_the_users_random_numbers_alone(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     torch.manual_seed(5)

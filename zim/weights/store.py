@@ -7,6 +7,7 @@ Weights may be stored in float16; they are always loaded as float32.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import urllib.request
@@ -24,6 +25,8 @@ from zim.output import atomic_write
 
 if TYPE_CHECKING:
     from zim.model.matting import ZimNetwork
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -56,6 +59,12 @@ def load_pretrained(source: str | Path, cls: type[Model], **hub: Any) -> Model:
 def save_pretrained(model: ZimNetwork, folder: str | Path, *, half: bool = False) -> Path:
     """Write a model into a folder, each file in one step (see ``Zim``)."""
     folder = Path(folder)
+    if model.dtype == torch.bfloat16:
+        logger.warning(
+            "%s is saved from a model that computes in bfloat16, so its weights are rounded to 8 "
+            "bits; load with dtype='float32' to save them as they were",
+            folder,
+        )
     state = {
         k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
         for k, v in model.state_dict().items()
