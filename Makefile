@@ -17,7 +17,7 @@ DEFAULT_TESTS := not slow and not gpu and not network and not weights and not pa
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## create the virtual environment and install everything
+setup: $(STAMP)  ## create the virtual environment with the core and the development tools
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv and pip is needed; none was found (set PYTHON=/path/to/python)" >&2; exit 1; }

@@ -62,7 +62,17 @@ class Report:
         }
         if self.items is not None:
             data["items"] = self.items
+        if self.failed:
+            data["error"] = self._reason()
         return data | self.extra
+
+    def _reason(self) -> str:
+        """Say what failed where the command has not put it better into ``extra``."""
+        items = self.items or []
+        wrong = [item["error"] for item in items if item.get("error")]
+        if not wrong:
+            return "failed; stderr says why"
+        return str(wrong[0]) if len(items) == 1 else f"{len(wrong)} of {len(items)} failed"
 
 
 @dataclass(frozen=True)

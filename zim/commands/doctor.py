@@ -19,7 +19,9 @@ def run(args: argparse.Namespace) -> Report:
         apply_runtime(args)
         checks = examine()
     report.extra["checks"] = [dataclasses.asdict(check) for check in checks]
-    report.failed = any(check.status == "error" for check in checks)
+    if wrong := [check.name for check in checks if check.status == "error"]:
+        report.failed = True
+        report.extra["error"] = f"not in order: {', '.join(wrong)}"
     width = max(len(check.name) for check in checks)
     for check in checks:
         advice = f"; {check.advice}" if check.advice else ""

@@ -161,6 +161,8 @@ def _write(
     report.failed = bool(missing) or not rows
     if missing:
         report.extra["error"] = f"not run: {', '.join(missing)}"
+    elif not rows:
+        report.extra["error"] = "nothing was scored; tables.md says what was excluded and why"
     report.lines += [text, f"written to {output}"]
     if excluded:
         sys.stderr.write(

@@ -94,7 +94,9 @@ def run(args: argparse.Namespace) -> Report:
     server = uvicorn.Server(_config(uvicorn, app, args))
     server.run()
     report = Report(model=settings.models[0], extra={"address": address})
-    report.failed = not server.started
+    if not server.started:
+        report.failed = True
+        report.extra["error"] = f"the server at {args.host}:{args.port} did not start"
     return report
 
 

@@ -6,11 +6,18 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim_training.commands.common import printed, run_folder
 from zim_training.matting.config import PRESETS, TrainConfig
 from zim_training.options import add_flags, chosen
+
+if TYPE_CHECKING:
+    from zim_training.matte import MatteConfig
+
+#: the settings' flags that training on packs takes, beside its own
+PACK_FLAGS = ("init", "steps", "rate", "ema", "precision", "workers")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     """Train, or continue a run that was cut off."""
     packs = args.data and (Path(args.data) / "train" / "pack.json").is_file()
-    if packs or (args.preset == "nano" and not args.print_config):
+    if packs or args.preset == "nano":
         return _run_packs(args)
     preset = args.preset or ("finetune" if hasattr(args, "init") else "default")
-    config = chosen(args, TrainConfig, PRESETS["finetune" if preset == "nano" else preset])
+    config = chosen(args, TrainConfig, PRESETS[preset])
     if args.seed:
         config = dataclasses.replace(config, seed=args.seed)
     if args.print_config:
@@ -94,18 +101,46 @@ def run(args: argparse.Namespace) -> Report:
 
 def _run_packs(args: argparse.Namespace) -> Report:
     """Nano's recipe: small cue models from scratch, on packs, by the clock."""
+    if args.print_config:
+        return printed(_pack_config(args))
     if not args.output:
         raise UsageError("matte needs a run folder: --output RUN")
     if not args.data:
         raise UsageError("matte needs packs: --data DIR (make them with zim-train data synth DIR)")
+    config = _pack_config(args)
     apply_runtime(args)
+    from zim_training.matte import MatteTrainer
+
+    run_dir, report = Path(args.output), Report(model=config.preset)
+    trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume, device=args.device)
+    with timed(report.seconds, "train"):
+        trainer.fit(args.stop_after)
+    model = trainer.ema.model
+    model.save_pretrained(run_dir / "export", half=True)  # pyright: ignore[reportCallIssue]
+    report.outputs |= {"checkpoint": str(run_dir / "last.pt"), "model": str(run_dir / "export")}
+    report.metrics["steps"] = trainer.step
+    report.lines.append(str(run_dir / "export"))
+    return report
+
+
+def _pack_config(args: argparse.Namespace) -> MatteConfig:
+    """Return the settings of a run on packs, which takes some of the flags only."""
+    known = {f.name for f in dataclasses.fields(TrainConfig)} | {"config"}
+    given = {key for key, value in vars(args).items() if key in known and value is not None}
+    if strange := sorted(given - {*PACK_FLAGS, "preset", "seed"}):
+        flags = ", ".join("--" + name.replace("_", "-") for name in strange)
+        takes = ", ".join("--" + name for name in PACK_FLAGS)
+        raise UsageError(
+            f"training on packs (--preset nano) does not take {flags}; it takes {takes}, "
+            "--minutes, --scenes, --stop-after, --resident and --compile"
+        )
     from zim.api import choose_device
-    from zim_training.matte import MatteConfig, MatteTrainer
+    from zim_training.matte import MatteConfig
 
     init, resident = getattr(args, "init", "none"), args.resident
     if resident is None:
         resident = args.compile or choose_device(args.device).type == "cuda"
-    config = MatteConfig(
+    return MatteConfig(
         preset=args.preset or "nano",
         minutes=args.minutes,
         steps=getattr(args, "steps", 0),
@@ -119,13 +154,3 @@ def _run_packs(args: argparse.Namespace) -> Report:
         resident=resident,
         compile=args.compile,
     )
-    run_dir, report = Path(args.output), Report(model=config.preset)
-    trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume, device=args.device)
-    with timed(report.seconds, "train"):
-        trainer.fit(args.stop_after)
-    model = trainer.ema.model
-    model.save_pretrained(run_dir / "export", half=True)  # pyright: ignore[reportCallIssue]
-    report.outputs |= {"checkpoint": str(run_dir / "last.pt"), "model": str(run_dir / "export")}
-    report.metrics["steps"] = trainer.step
-    report.lines.append(str(run_dir / "export"))
-    return report
