@@ -14,7 +14,11 @@ from zim_sa3d.presets import POINTS
 
 
 def _configure(
-    parser: argparse.ArgumentParser, scene: str | None = None, *, required: bool = True
+    parser: argparse.ArgumentParser,
+    scene: str | None = None,
+    *,
+    required: bool = True,
+    ask_with: str = "points",
 ) -> None:
     group = parser.add_argument_group("scene")
     group.add_argument(
@@ -87,9 +91,9 @@ def _configure(
     group.add_argument(
         "--ask-with",
         choices=("points", "box", "both"),
-        default="points",
+        default=ask_with,
         help="how other views are prompted: SA3D's clicks, the box around the object so far, both "
-        "[points]",
+        f"[{ask_with}]",
     )
     group.add_argument("--passes", type=positive_int, default=1, metavar="N", help="[1]")
     group.add_argument(
@@ -110,7 +114,8 @@ def _configure(
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    _configure(parser, "synthetic")
+    # a click of nano's may take a neighbour along in some views; the box keeps it to the object
+    _configure(parser, "synthetic", ask_with="both")
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
