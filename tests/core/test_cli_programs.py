@@ -89,6 +89,29 @@ def test_a_subcommand_not_built_yet_says_so(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "not built yet: zim later, see CHANGELOG\n"
 
 
+@pytest.mark.parametrize(
+    ("items", "extra", "error"),
+    [
+        (["no such file"], {}, "no such file"),
+        ([None, "empty", "empty"], {}, "2 of 3 failed"),
+        (None, {}, "failed; stderr says why"),
+        (["empty"], {"error": "nothing was scored"}, "nothing was scored"),
+    ],
+)
+def test_json_of_a_failed_command_says_why(
+    items: list[str | None] | None,
+    extra: dict[str, str],
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = None if items is None else [{"error": item} for item in items]
+    command = Command(
+        "zim-fails", "", None, lambda _: Report(items=rows, extra=dict(extra), failed=True)
+    )
+    assert run_command("zim-fails", command, ["--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"] == error
+
+
 def test_the_help_marks_what_is_not_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_of("zim")(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())

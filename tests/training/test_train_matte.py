@@ -385,6 +385,21 @@ def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
     assert (config["rate"], config["sga"], config["stl"], config["size"]) == (1e-3, 0.5, 0.5, 1024)
 
 
+def test_packs_have_settings_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nano = ["matte", "--preset", "nano", "--rate", "0.002"]
+    assert cli.main([*nano, "--scenes", "64", "--print-config", "--json"]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["rate"], config["scenes"], config["ema"]) == (0.002, 64, 0.998)
+    run = ["--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert cli.main([*nano, *run, "--batch", "3", "--held-out", "0.1"]) == 2
+    assert "does not take --batch, --held-out; it takes --init" in capsys.readouterr().err
+    assert cli.main([*nano, *run, "--config", "run.json"]) == 2
+    assert "does not take --config" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
