@@ -38,7 +38,7 @@ def test_prompts_stay_on_their_object(folder: Path) -> None:
     pack = ResidentPack(folder, CPU, without_grabcut=0)
     rng = np.random.default_rng(0)
     seen = {"click": 0, "box": 0, "flat": 0}
-    for _ in range(30):
+    for _ in range(60):
         batch = pack.draw(6, rng)
         assert batch.image.shape == (6, 3, SIDE, SIDE)
         assert len(batch.points) == 6 * SLOTS
@@ -100,7 +100,7 @@ def test_a_narrow_picture_is_mirrored_within_its_own_width(folder: Path) -> None
     pack.store["alpha"][:, :, 10, 4] = 255
     pack.store["cues"][:, :, :, 5, 2] = 127
     seen = set()
-    for k in range(8):
+    for k in range(24):
         batch = pack.draw(6, np.random.default_rng(k))
         for b, scene in enumerate(batch.scene.tolist()):
             where = divmod(int(batch.alpha[b, 0].argmax()), SIDE)

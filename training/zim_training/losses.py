@@ -18,6 +18,8 @@ def matte_loss(
     gradient: float = 2.0,
     entropy: float = 0.3,
     overlap: float = 0.3,
+    absolute: float = 1.0,
+    square: float = 0.0,
 ) -> Tensor:
     """Compare predicted and true mattes.
 
@@ -30,6 +32,10 @@ def matte_loss(
         entropy: weight of binary cross-entropy, which still has a slope where the answer is
             confidently wrong.
         overlap: weight of ``1 - soft IoU``, which keeps small objects from being ignored.
+        absolute: weight of the absolute difference (the paper's 1), least at the likelier of two
+            answers.
+        square: weight of the squared difference, least at the mean of what may be meant, so that
+            doubt shows as grey.
 
     Returns:
         ``b k`` losses.
@@ -38,7 +44,9 @@ def matte_loss(
     pixels = valid.sum((2, 3)).clamp_min(1)
     predicted = logits.sigmoid()
     difference = (predicted - alpha) * valid
-    total = difference.abs().sum((2, 3)) / pixels
+    total = absolute * difference.abs().sum((2, 3)) / pixels
+    if square:
+        total = total + square * difference.square().sum((2, 3)) / pixels
     if gradient:
         dx = difference[..., :, 1:] - difference[..., :, :-1]
         dy = difference[..., 1:, :] - difference[..., :-1, :]

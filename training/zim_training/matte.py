@@ -47,8 +47,10 @@ class MatteConfig:
     clip: float = 1.0
     ema: float = 0.998
     gradient: float = 2.0
-    entropy: float = 0.3
-    overlap: float = 0.3
+    entropy: float = 0.5
+    overlap: float = 0.2
+    absolute: float = 0.5
+    square: float = 2.0
     seed: int = 0
     workers: int = 0  # threads that prepare batches ahead; 0 prepares them in line
     init: str = ""  # start from: a name or path for zim.load, or a state folder; "" is random
@@ -109,11 +111,11 @@ class MatteTrainer:
         if state is not None:
             _check_network(config.init, ZimConfig.from_dict(state["network"]), network)
             for key in ("model", "ema"):
-                state[key] = with_cues(state[key], self.model)
+                state[key] = grown(state[key], self.model)
             self.model.load_state_dict(state["model"])
         elif config.init:
             weights = initial_weights(config.init, network)
-            self.model.load_state_dict(with_cues(weights, self.model))
+            self.model.load_state_dict(grown(weights, self.model))
         self.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ema = checkpoint.Ema(self.model, config.ema)
         if state is not None:
@@ -126,6 +128,8 @@ class MatteTrainer:
         self.warm_from = 0  # the optimiser's moments are new since this step
         self.batches = Lookahead(self._batch, 0 if config.resident else config.workers)
         self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
+        if config.compile and self.device.type == "cuda":  # shapes stay: try cuDNN's kernels once
+            torch.backends.cudnn.benchmark = True
         if state is not None:
             self.step = self.warm_from = state["step"]
         if resume:
@@ -194,6 +198,8 @@ class MatteTrainer:
             gradient=config.gradient,
             entropy=config.entropy,
             overlap=config.overlap,
+            absolute=config.absolute,
+            square=config.square,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -277,20 +283,40 @@ def initial_weights(name: str, network: ZimConfig) -> dict[str, Tensor]:
 
 
 def _check_network(name: str, found: ZimConfig, wanted: ZimConfig) -> None:
-    parts = [(c.encoder, c.decoder, bool(c.cue_planes)) for c in (found, wanted)]
-    if parts[0] != parts[1] or found.cue_planes > wanted.cue_planes:
+    """Refuse weights of another network; a smaller one of the same kind grows."""
+    if wanted.encoder.kind != found.encoder.kind or _without_depth(found) != _without_depth(wanted):
         raise ConfigError(f"init {name!r} is another network than {wanted.name}")
+    pairs = [(found.cue_planes, wanted.cue_planes), (found.prompt_blocks, wanted.prompt_blocks)]
+    pairs += [(getattr(found.encoder, k), getattr(wanted.encoder, k)) for k in _DEPTHS]
+    if any(a > b for a, b in pairs):
+        raise ConfigError(f"init {name!r} is a larger network than {wanted.name}")
 
 
-def with_cues(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Give kernels of a network with fewer cue planes zeros for the new ones, which come last."""
-    grown = dict(weights)
+#: of a conv encoder, how often what comes last in its part is repeated
+_DEPTHS = ("blocks16", "attn_blocks")
+
+
+def _without_depth(network: ZimConfig) -> tuple[object, ...]:
+    encoder = asdict(network.encoder)
+    return {k: v for k, v in encoder.items() if k not in _DEPTHS}, network.decoder
+
+
+def grown(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit the weights of a smaller network to a larger one, which then answers as it did.
+
+    Kernels get zeros for cue planes that are new, which come last. New residual blocks keep their
+    random weights, and zeros in what they end with.
+    """
+    result = dict(weights)
     for name, wanted in model.state_dict().items():
         found = weights.get(name)
-        if found is not None and found.ndim == wanted.ndim == 4:
+        if found is None:
+            ends = (".conv2.1.weight", ".proj.weight", ".proj.bias", ".lin2.weight", ".lin2.bias")
+            result[name] = torch.zeros_like(wanted) if name.endswith(ends) else wanted
+        elif found.ndim == wanted.ndim == 4:
             missing = wanted.shape[1] - found.shape[1]
-            grown[name] = F.pad(found, (0, 0, 0, 0, 0, missing)) if missing > 0 else found
-    return grown
+            result[name] = F.pad(found, (0, 0, 0, 0, 0, missing)) if missing > 0 else found
+    return result
 
 
 def computes_in_half(precision: str, device: torch.device) -> bool:
@@ -320,6 +346,8 @@ def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, 
         images = model.preprocess(batch.image)  # pyright: ignore[reportCallIssue]
         images = padded_zero(images, batch).contiguous(memory_format=torch.channels_last)
         features = model.encode_image(images)  # pyright: ignore[reportCallIssue]
+        if batch.slots:  # the way back is then a sum; through an index it is a slow scatter
+            features = features.repeated(batch.slots)
         out = model.decode(  # pyright: ignore[reportCallIssue]
             features,
             batch.points,
@@ -327,7 +355,7 @@ def forward(model: nn.Module, batch: Batch, half: bool = True) -> tuple[Tensor, 
             mask_input=batch.mask,
             has_mask=batch.has_mask,
             cues=batch.cues.contiguous(memory_format=torch.channels_last),
-            image_index=batch.scene,
+            image_index=None if batch.slots else batch.scene,
         )
     return out.logits.float(), out.iou.float()
 

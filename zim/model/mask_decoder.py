@@ -81,7 +81,17 @@ class CueEncoder(nn.Module):
 
     def forward(self, cues: Tensor) -> Tensor:
         """Map ``b planes h/2 w/2`` to ``b dim h/16 w/16``."""
-        return self.layers(cues)
+        first, *rest = self.layers
+        if cues.is_cuda:  # tensor cores want channels in eights
+            assert isinstance(first, nn.Conv2d)
+            kernel = F.pad(first.weight, (0, 0, 0, 0, 0, -cues.shape[1] % 8))
+            cues = F.pad(cues, (0, 0, 0, 0, 0, -cues.shape[1] % 8))
+            x = F.conv2d(cues, kernel, first.bias, stride=2, padding=1)
+        else:
+            x = first(cues)
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 class MaskDecoder(nn.Module):

@@ -56,6 +56,14 @@ class ImageFeatures:
             self, embedding=self.embedding[some], halves=tuple(h[some] for h in self.halves)
         )
 
+    def repeated(self, times: int) -> ImageFeatures:
+        """Return the features with every image so often in a row, one for each of its prompts."""
+        return replace(
+            self,
+            embedding=self.embedding.repeat_interleave(times, 0),
+            halves=tuple(h.repeat_interleave(times, 0) for h in self.halves),
+        )
+
     def to(self, *args: object, **kwargs: object) -> ImageFeatures:
         """Move or convert, as ``Tensor.to``."""
         return replace(

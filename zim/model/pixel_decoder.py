@@ -94,12 +94,15 @@ class FusionStep(nn.Module):
             scratch = scratch or Scratch()
             strips = self.strips(half, x, cues, scratch)
             return self._joined(strips, x, scratch)
-        up = enlarge(x)
-        detail, width, _ = self.split
-        y = half + F.conv2d(up, self.conv.weight[:, detail : detail + width], padding=1)
-        if cues is not None:
-            y = y + F.conv2d(cues, self.conv.weight[:, detail + width :], padding=1)
-        return F.relu(self.norm(y))
+        own, weight = enlarge(x), self.conv.weight[:, self.split[0] :]
+        if cues is None:
+            weight = weight[:, : self.split[1]]
+        else:
+            own = torch.cat([own, cues], 1)
+        if own.is_cuda:  # tensor cores want channels in eights
+            odd = -own.shape[1] % 8
+            own, weight = (F.pad(t, (0, 0, 0, 0, 0, odd)) for t in (own, weight))
+        return F.relu(self.norm(half + F.conv2d(own, weight, padding=1)))
 
     def in_phases(self, half: Tensor) -> bool:
         """Tell whether an image half is one for inference."""

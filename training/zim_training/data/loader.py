@@ -30,6 +30,8 @@ class Batch:
         alpha: ``b 1 S S`` in [0, 1].
         scene: ``b`` long, which image.
         kind: ``b`` long, index into ``KINDS``.
+        size: ``n 2`` long, height and width of the picture.
+        slots: prompts of every image, when all have as many, in order; else 0.
     """
 
     image: Tensor
@@ -43,6 +45,7 @@ class Batch:
     scene: Tensor
     kind: Tensor
     size: Tensor
+    slots: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; pinned memory is copied while other work goes on.
@@ -50,9 +53,11 @@ class Batch:
         What is there already is not copied.
         """
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del tensors["slots"]
         if device.type == "cuda":
             tensors = {n: t if t.is_cuda else t.pin_memory() for n, t in tensors.items()}
-        return Batch(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+        return Batch(**moved, slots=self.slots)
 
     @property
     def single(self) -> Tensor:

@@ -157,6 +157,7 @@ class ResidentPack:
             scene=scene,
             kind=got["kind"].flatten().long(),
             size=size,
+            slots=SLOTS,
         )
 
     def _coin(self, rng: np.random.Generator, count: int, chance: float) -> Tensor:
@@ -275,7 +276,24 @@ def _tinted(rng: np.random.Generator, image: Tensor) -> Tensor:
     gamma = np.where(rng.random(n) < 0.3, rng.uniform(0.75, 1.3, n), 1.0)
     noise = np.where(rng.random(n) < 0.25, rng.uniform(0.5, 6.0, n), 0.0)
     grain = torch.Generator(image.device).manual_seed(int(rng.integers(2**31)))
+    image = _mixed(rng, image)
     image = (image / 255.0).clamp_min(1e-4) ** column(gamma) * 255.0
     image = image * column(gain) + column(rng.uniform(-16, 16, n))
     random = torch.randn(image.shape, generator=grain, device=image.device)
     return (image + random * column(noise)).clamp(0, 255)
+
+
+def _mixed(rng: np.random.Generator, image: Tensor) -> Tensor:
+    """Mix the colours of a third: a little, in another order, or into grey."""
+    n = len(image)
+    mix = np.broadcast_to(np.eye(3), (n, 3, 3)).copy()
+    draw = rng.random(n)
+    slight = np.eye(3) + rng.normal(0, 0.15, (n, 3, 3))
+    slight /= slight.sum(2, keepdims=True)
+    order = np.eye(3)[rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1)]
+    grey = np.broadcast_to((0.299, 0.587, 0.114), (3, 3))
+    for above, below, matrices in ((0.0, 0.2, slight), (0.2, 0.28, order), (0.28, 0.32, grey)):
+        chosen = (above <= draw) & (draw < below)
+        mix[chosen] = np.broadcast_to(matrices, (n, 3, 3))[chosen]
+    weights = torch.from_numpy(mix.astype(np.float32)).to(image.device, non_blocking=True)
+    return torch.einsum("nij,njhw->nihw", weights, image).clamp(0, 255)
