@@ -19,7 +19,15 @@ from torch import Tensor
 
 from zim.config import ConvEncoderConfig
 from zim.errors import ImageError, PromptError
-from zim.framing import GUESSED, OUTSIDE, WHOLE, Window, object_region, paste_low_res
+from zim.framing import (
+    GUESSED,
+    OUTSIDE,
+    WHOLE,
+    Window,
+    join_looks,
+    object_region,
+    paste_low_res,
+)
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
 from zim.model.matting import ImageFeatures, ZimNetwork
@@ -414,11 +422,14 @@ class ZimPredictor:
         iou[rows] = quality
 
         def fill(row: int) -> None:
-            i, ((k, _), window) = rows[row], crops[row]
+            i, ((k, prompt), window) = rows[row], crops[row]
             assert window is not None
             with torch.inference_mode():  # a mode of the thread, not of the process
-                place(i, parts[row], views[row].frame, cuts[row], window)
-                low[i] = paste_low_res(parts[row], window, self._views[k].frame, views[row].frame)
+                part, whole, frame = parts[row], self._views[k].frame, views[row].frame
+                if prompt.single_click:
+                    part = join_looks(low[i], part, window, whole, frame)
+                place(i, part, frame, cuts[row], window)
+                low[i] = paste_low_res(part, window, whole, frame)
 
         each(fill, range(len(rows)))
 

@@ -216,6 +216,48 @@ def test_weights_of_fewer_cue_planes_answer_as_before(data: Path, tmp_path: Path
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_deeper_network_answers_as_the_one_it_grew_from(data: Path, tmp_path: Path) -> None:
+    source = zim.build(NETWORK, seed=3).eval()
+    source.save_pretrained(tmp_path / "source")
+    encoder = dataclasses.replace(NETWORK.encoder, blocks16=2, attn_blocks=3)
+    deeper = dataclasses.replace(NETWORK, encoder=encoder, prompt_blocks=3)
+    config = MatteConfig(steps=1, init=str(tmp_path / "source"), precision="float32")
+    trainer = MatteTrainer(config, data, tmp_path / "run", network=deeper)
+    batch = Pack(data / "train").batch([0, 1])
+    wanted, _ = forward(source, batch, half=False)
+    found, _ = forward(trainer.model.eval(), batch, half=False)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    trainer.train_step()
+    new = dict(trainer.model.named_parameters())["image_encoder.blocks.2.proj.weight"]
+    assert new.detach().abs().max() > 0  # and it learns
+    zim.build(deeper, seed=3).save_pretrained(tmp_path / "deeper")
+    with pytest.raises(ConfigError, match="larger network"):
+        smaller = MatteConfig(steps=1, init=str(tmp_path / "deeper"))
+        MatteTrainer(smaller, data, tmp_path / "smaller", network=NETWORK)
+
+
+def test_a_bundle_can_be_less_sure(data: Path, tmp_path: Path) -> None:
+    config = MatteConfig(steps=4, scenes=2, warm_up=1, eval_scenes=2)
+    trainer = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    trainer.train_step()
+    trainer.save()
+    state = tmp_path / "state"
+    assert cli.main(["bundle", str(tmp_path / "run"), "--state", str(state)]) == 0
+    models = {}
+    for name, more in (("plain", []), ("less", ["--scale", "0.5"])):
+        out = tmp_path / name
+        assert cli.main(["bundle", str(state), "--output", str(out), *more]) == 0
+        models[name] = zim.Zim.from_pretrained(out / "small.safetensors", dtype="float32").eval()
+    batch = Pack(data / "train").batch([0, 1])
+    (plain, quality), (less, same) = (forward(m, batch, half=False) for m in models.values())
+    torch.testing.assert_close(less, 0.5 * plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(same, quality)
+    for scale in ("0", "nan"):
+        call = ["bundle", str(state), "--output", str(tmp_path / "no"), "--scale", scale]
+        assert cli.main(call) == 2
+    assert not (tmp_path / "no").exists()
+
+
 def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zim-train data synth"):
         Pack(tmp_path)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+import zim
 from zim.cues import CUE_PLANES
 from zim.errors import ConfigError
 from zim.testing import TINY_NANO
 from zim_training.data import pack as packing
 from zim_training.data.loader import Pack
 from zim_training.data.pack import CUE_SCALE, MASK_SCALE
-from zim_training.data.resident import GRABCUT_PLANES, SLOTS, ResidentPack
-from zim_training.matte import MatteConfig, MatteTrainer
+from zim_training.data.resident import GRABCUT_PLANES, SLOTS, ResidentPack, _mixed
+from zim_training.matte import MatteConfig, MatteTrainer, forward
 from zim_training.prompts import KINDS
 
 SIDE = 64
@@ -117,6 +118,29 @@ def test_grabcuts_planes_are_blanked_for_a_share_of_prompts(folder: Path) -> Non
     blank = ~batch.cues[:, GRABCUT_PLANES[0]].flatten(1).any(1)
     assert 0.3 < blank.float().mean() < 0.7
     assert batch.cues[blank, 5].flatten(1).any(1).all()
+
+
+def test_answers_do_not_depend_on_how_prompts_find_their_image(folder: Path) -> None:
+    batch = ResidentPack(folder, CPU).draw(3, np.random.default_rng(2))
+    assert batch.slots == SLOTS
+    assert batch.to(CPU).slots == SLOTS
+    model = zim.build(TINY_NANO, seed=1).eval()
+    repeated, _ = forward(model, batch, half=False)
+    batch.slots = 0
+    indexed, _ = forward(model, batch, half=False)
+    torch.testing.assert_close(repeated, indexed, rtol=1e-5, atol=1e-5)
+
+
+def test_mixed_colours_keep_greys_and_change_some_pictures() -> None:
+    rng = np.random.default_rng(0)
+    grey = torch.full((60, 3, 4, 4), 100.0)
+    torch.testing.assert_close(_mixed(rng, grey), grey)
+    colour = torch.rand(200, 3, 4, 4) * 255
+    mixed = _mixed(rng, colour)
+    changed = (mixed - colour).abs().flatten(1).amax(1) > 0.01
+    assert 0.2 < changed.float().mean() < 0.45
+    assert (mixed >= 0).all()
+    assert (mixed <= 255).all()
 
 
 def test_scenes_take_turns_where_not_all_fit(folder: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from zim.config import PRESETS, ZimConfig
-from zim.errors import CheckpointError, OutputError
+from zim.errors import CheckpointError, ConfigError, OutputError
 from zim.output import atomic_write
 
 
@@ -80,20 +82,25 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
 
 
-def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
+def bundle(run: Path, folder: Path, scale: float = 1.0) -> tuple[Path, Path]:
     """Write a run's average weights as ``NAME.safetensors`` (float16) with ``NAME.json``.
 
     Args:
-        run: folder of a run, finished or not.
+        run: folder of a run, finished or not, or of a state.
         folder: where to write; NAME is the network's name.
+        scale: factor of the mattes' logits, built into the weights: below 1 for a network that is
+            surer of itself on new pictures than it has reason to be. Choose it on dev scenes.
 
     Returns:
         The two paths.
 
     Raises:
-        CheckpointError: there is no readable ``last.pt``.
+        CheckpointError: there is no readable ``last.pt`` or state.
+        ConfigError: the scale is not positive and finite.
     """
-    state = read(run / "last.pt")
+    from zim_training.state import is_state, load_state  # which saves with this module
+
+    state = load_state(run) if is_state(run) else read(run / "last.pt")
     network = ZimConfig.from_dict(state["network"])
     if preset := PRESETS.get(network.name):
         # how mattes are framed and enlarged is the predictor's affair, not the trained weights'
@@ -102,7 +109,7 @@ def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
         )
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in state["ema"].items()
+        for key, value in _scaled(state["ema"], scale).items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     steps = str(state["step"])
@@ -111,6 +118,16 @@ def bundle(run: Path, folder: Path) -> tuple[Path, Path]:
     atomic_write(model_path, save(weights, metadata={"format": "pt", "steps": steps}))
     atomic_write(config_path, (json.dumps(network.to_dict(), indent=2) + "\n").encode())
     return model_path, config_path
+
+
+def _scaled(weights: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Multiply the logits that weights give: the hypernetworks' last layers and the prior's."""
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"scale {scale}: expected a positive number, for example 0.8")
+    if scale == 1:
+        return weights
+    last = re.compile(r".*\.(output_hypernetworks_mlps\.\d+\.layers\.2\..*|prior_gain)")
+    return {key: value * scale if last.fullmatch(key) else value for key, value in weights.items()}
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -12,7 +12,11 @@ from zim_training.commands import ablate, convert, converter, data, detector, ma
 
 
 def _configure_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, finished or not, or a state")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="FACTOR",
+        help="factor of the mattes' logits, below 1 for a network that is too sure [1]",
+    )  # fmt: skip
     parser.add_argument(
         "--state", metavar="DIR", help="also write what another machine needs to go on (--init DIR)"
     )
@@ -26,7 +30,7 @@ def _bundle(args: argparse.Namespace) -> Report:
 
     outputs: dict[str, str] = {}
     if args.output:
-        model, config = bundle(Path(args.run), Path(args.output))
+        model, config = bundle(Path(args.run), Path(args.output), args.scale)
         outputs |= {"model": str(model), "config": str(config)}
     if args.state:
         outputs |= {path.stem: str(path) for path in save_state(Path(args.run), Path(args.state))}
