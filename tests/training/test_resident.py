@@ -124,7 +124,7 @@ def test_answers_do_not_depend_on_how_prompts_find_their_image(folder: Path) -> 
     batch = ResidentPack(folder, CPU).draw(3, np.random.default_rng(2))
     assert batch.slots == SLOTS
     assert batch.to(CPU).slots == SLOTS
-    model = zim.build(TINY_NANO, seed=1).eval()
+    model = zim.build(replace(TINY_NANO, cue_planes=CUE_PLANES), seed=1).eval()
     repeated, _ = forward(model, batch, half=False)
     batch.slots = 0
     indexed, _ = forward(model, batch, half=False)
