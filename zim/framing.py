@@ -23,7 +23,7 @@ OUTSIDE = -20.0
 WHOLE = 0.8
 #: the same for a crop round a first guess instead of a box: a wrong guess becomes final in its crop
 #: (nano's fourth weights on dev scenes, MSE for limits of 0.33, 0.6 and 0.8, looks joined: small
-#: things 16.5, 15.9 and 15.9, large ones 47.9, 48.7 and 48.8, regions of photographs 67.3, 66.9, 67.2)
+#: things 16.5, 15.9, 15.9, large ones 47.9, 48.7, 48.8, regions of photographs 67.3, 66.9, 67.2)
 GUESSED = 0.6
 #: weight of the first look where it and the second differ about a lone click
 FIRST_LOOK = 0.5
@@ -120,9 +120,7 @@ def paste_low_res(logits: Tensor, window: Window, frame: Frame, inner: Frame) ->
     return canvas
 
 
-def join_looks(
-    first: Tensor, second: Tensor, window: Window, frame: Frame, inner: Frame
-) -> Tensor:
+def join_looks(first: Tensor, second: Tensor, window: Window, frame: Frame, inner: Frame) -> Tensor:
     """Let the look at the whole picture temper the look at a crop, where they differ.
 
     What a lone click means is open, and each look may take it differently. Half of the difference,

@@ -29,9 +29,7 @@ def test_matte_loss_by_hand() -> None:
     assert cross.item() == pytest.approx(2.5 / 4 + expected, rel=1e-5)
     squared = matte_loss(logits, alpha, valid, gradient=0, entropy=0, overlap=0, square=2)
     assert squared.item() == pytest.approx(2.5 / 4 + 2 * (0.25**2 + 3 * 0.75**2) / 4)
-    alone = matte_loss(
-        logits, alpha, valid, gradient=0, entropy=0, overlap=0, absolute=0, square=1
-    )
+    alone = matte_loss(logits, alpha, valid, gradient=0, entropy=0, overlap=0, absolute=0, square=1)
     assert alone.item() == pytest.approx((0.25**2 + 3 * 0.75**2) / 4)
     # soft IoU: minimum .75, maximum 1 + 3 * .75
     assert soft_iou(logits.sigmoid(), alpha).item() == pytest.approx(0.75 / 3.25)

@@ -231,8 +231,8 @@ def test_a_deeper_network_answers_as_the_one_it_grew_from(data: Path, tmp_path: 
     new = dict(trainer.model.named_parameters())["image_encoder.blocks.2.proj.weight"]
     assert new.detach().abs().max() > 0  # and it learns
     zim.build(deeper, seed=3).save_pretrained(tmp_path / "deeper")
+    smaller = MatteConfig(steps=1, init=str(tmp_path / "deeper"))
     with pytest.raises(ConfigError, match="larger network"):
-        smaller = MatteConfig(steps=1, init=str(tmp_path / "deeper"))
         MatteTrainer(smaller, data, tmp_path / "smaller", network=NETWORK)
 
 
