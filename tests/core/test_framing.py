@@ -35,9 +35,12 @@ def test_looks_that_agree_keep_the_edges_of_the_second() -> None:
 
 
 def test_where_looks_differ_the_answer_lies_between() -> None:
-    joined = join_looks(logits(0.9), logits(0.1), WINDOW, FRAME, INNER).sigmoid()
-    expected = 0.1 + FIRST_LOOK * 0.8
+    joined = join_looks(logits(0.9), logits(0.2), WINDOW, FRAME, INNER).sigmoid()
+    expected = 0.2 + FIRST_LOOK * 0.7
     torch.testing.assert_close(joined, torch.full_like(joined, expected), rtol=1e-4, atol=1e-4)
+    # what the second look is sure of stays
+    joined = join_looks(logits(0.9), logits(0.001), WINDOW, FRAME, INNER).sigmoid()
+    assert joined.max() < 0.01
 
 
 @pytest.mark.parametrize("more", ["a second click", "a mask"])
