@@ -29,6 +29,19 @@ def test_the_cover_takes_faint_pixels_and_drops_specks() -> None:
     assert (covered(alpha) == expected).all()
 
 
+def test_the_cover_leaves_doubt_that_is_far_from_everything_solid() -> None:
+    alpha = np.zeros((100, 200), np.float32)
+    alpha[20:60, 20:60] = 1
+    alpha[60:68, 20:60] = 0.3  # its soft edge
+    alpha[20:60, 60:140] = 0.2  # what it sits on, perhaps
+    alpha[80:95, 150:180] = 0.3  # another thing, perhaps
+    found = covered(alpha)
+    assert found[20:68, 20:60].all()
+    assert not found[:, 71:].any()
+    thin = np.where(alpha == 0.3, alpha, 0)  # smoke is nowhere solid
+    assert (covered(thin) == (thin > 0)).all()
+
+
 def test_growing_is_a_disc_by_brute_force() -> None:
     rng = np.random.default_rng(0)
     mask = rng.random((30, 40)) > 0.98
