@@ -131,9 +131,10 @@ def test_batches_prepared_ahead_change_nothing(data: Path, tmp_path: Path) -> No
         config = MatteConfig(scenes=3, warm_up=1, workers=workers)
         run = tmp_path / str(workers)
         trainer = MatteTrainer(config, data, run, network=NETWORK)
-        losses[workers] = [trainer.train_step() for _ in range(5)]
+        losses[workers] = [float(trainer.train_step()) for _ in range(5)]
         trainer.batches.close()
-    assert losses[0] == losses[2]
+    # other scenes would be far off; sums may round otherwise when memory lies differently
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_a_state_goes_on_with_weights_average_and_step(data: Path, tmp_path: Path) -> None:
