@@ -66,6 +66,19 @@ def make_norm(kind: Literal["bn", "gn"], channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
+def channels_in_eights(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad channels with zeros on a GPU, whose tensor cores want them in eights.
+
+    Args:
+        x: ``b c h w``.
+        kernel: ``out c k k``.
+    """
+    odd = -x.shape[1] % 8
+    if not odd or not x.is_cuda:
+        return x, kernel
+    return F.pad(x, (0, 0, 0, 0, 0, odd)), F.pad(kernel, (0, 0, 0, 0, 0, odd))
+
+
 class ConvNormAct(nn.Sequential):
     """3x3 convolution without bias, norm, ReLU."""
 

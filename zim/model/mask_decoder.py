@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from zim.config import ZimConfig
 from zim.model.attention import PromptAttention
 from zim.model.fast import Scratch
-from zim.model.layers import MLP, ResidualBlock
+from zim.model.layers import MLP, ResidualBlock, channels_in_eights
 from zim.model.pixel_decoder import HierarchicalPixelDecoder, SamUpscaling, enlarge
 from zim.model.transformer import TwoWayTransformer
 
@@ -81,17 +81,11 @@ class CueEncoder(nn.Module):
 
     def forward(self, cues: Tensor) -> Tensor:
         """Map ``b planes h/2 w/2`` to ``b dim h/16 w/16``."""
-        first, *rest = self.layers
-        if cues.is_cuda:  # tensor cores want channels in eights
-            assert isinstance(first, nn.Conv2d)
-            kernel = F.pad(first.weight, (0, 0, 0, 0, 0, -cues.shape[1] % 8))
-            cues = F.pad(cues, (0, 0, 0, 0, 0, -cues.shape[1] % 8))
-            x = F.conv2d(cues, kernel, first.bias, stride=2, padding=1)
-        else:
-            x = first(cues)
-        for layer in rest:
-            x = layer(x)
-        return x
+        first = self.layers[0]
+        assert isinstance(first, nn.Conv2d)
+        cues, kernel = channels_in_eights(cues, first.weight)
+        x = F.conv2d(cues, kernel, first.bias, stride=2, padding=1)
+        return self.layers[1:](x)
 
 
 class MaskDecoder(nn.Module):

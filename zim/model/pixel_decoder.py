@@ -39,7 +39,7 @@ from zim.model.fast import (
     twice_kernels,
     unshuffled_kernel,
 )
-from zim.model.layers import ConvNormAct, LayerNorm2d, make_norm
+from zim.model.layers import ConvNormAct, LayerNorm2d, channels_in_eights, make_norm
 
 
 class _Kernels(NamedTuple):
@@ -99,9 +99,7 @@ class FusionStep(nn.Module):
             weight = weight[:, : self.split[1]]
         else:
             own = torch.cat([own, cues], 1)
-        if own.is_cuda:  # tensor cores want channels in eights
-            odd = -own.shape[1] % 8
-            own, weight = (F.pad(t, (0, 0, 0, 0, 0, odd)) for t in (own, weight))
+        own, weight = channels_in_eights(own, weight)
         return F.relu(self.norm(half + F.conv2d(own, weight, padding=1)))
 
     def in_phases(self, half: Tensor) -> bool:
