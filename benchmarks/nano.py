@@ -80,6 +80,7 @@ ANSWERING = (
     "predictor.py",
     "prompt_batch.py",
     "prompts.py",
+    "second_opinion.py",
     "upsample.py",
     "views.py",
 )

@@ -98,6 +98,9 @@ class ZimConfig:
     prompt_blocks: int = 0
     #: the predictor looks again at a crop this many times the object's box; 0 = one look
     framing: float = 0.0
+    #: single answers of a lower predicted quality are tempered with that to the mirrored view; 0 =
+    #: never (:mod:`zim.second_opinion`)
+    mirror_below: float = 0.0
     #: what answers a lone click in one shot: the alternative with the best predicted score, or the
     #: first token, for models whose scores do not yet rank the alternatives
     lone_click: Literal["best", "first"] = "best"
@@ -178,7 +181,8 @@ PRESETS: dict[str, ZimConfig] = {
         decoder=_SMALL_DECODER,
         cue_planes=7,
         prompt_blocks=4,
-        framing=1.4,
+        framing=1.2,
+        mirror_below=0.8,
         lone_click="first",  # dev scenes, MSE: 52 against 59 for the best-scored alternative
         edges="guided",
     ),

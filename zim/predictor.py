@@ -34,6 +34,7 @@ from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
+from zim.second_opinion import second_opinion
 from zim.upsample import guided_upsample
 from zim.views import View, decode_views, encode_views
 
@@ -344,6 +345,10 @@ class ZimPredictor:
             low[rows], iou[rows] = self._decode_whole([asked[i] for i in rows], tokens)
 
         def show(rows: list[int]) -> None:
+            where, asking = [asked[i][0] for i in rows], [asked[i][1] for i in rows]
+            low[rows], iou[rows] = second_opinion(
+                self.model, self._views, where, asking, low[rows], iou[rows]
+            )
             for i in rows:
                 k = asked[i][0]
                 place(i, low[i], self._views[k].frame, self._pictures[k], None)
@@ -415,11 +420,12 @@ class ZimPredictor:
             views.append(view)
             cuts.append(cut)
             prompts.append(move_into(prompt, window, self._views[k].frame, view.frame))
+        each_its_own = range(len(views))
         features = encode_views(self.model, views)
-        parts, quality = decode_views(
-            self.model, features, views, range(len(views)), prompts, tokens
+        parts, quality = decode_views(self.model, features, views, each_its_own, prompts, tokens)
+        parts, iou[rows] = second_opinion(
+            self.model, views, each_its_own, prompts, parts, quality
         )
-        iou[rows] = quality
 
         def fill(row: int) -> None:
             i, ((k, prompt), window) = rows[row], crops[row]

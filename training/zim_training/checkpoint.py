@@ -105,7 +105,11 @@ def bundle(run: Path, folder: Path, scale: float = 1.0) -> tuple[Path, Path]:
     if preset := PRESETS.get(network.name):
         # how mattes are framed and enlarged is the predictor's affair, not the trained weights'
         network = dataclasses.replace(
-            network, framing=preset.framing, edges=preset.edges, lone_click=preset.lone_click
+            network,
+            framing=preset.framing,
+            mirror_below=preset.mirror_below,
+            edges=preset.edges,
+            lone_click=preset.lone_click,
         )
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()

@@ -202,7 +202,7 @@ class MatteTask:
         framing = self.network.config.framing
         if near or (framing and rng.random() < 0.65):  # as the predictor's second look
             box = mask_box(alphas[0], min(0.1, 0.5 * float(alphas[0].max())))
-            factor = near or framing * rng.uniform(0.85, 1.3)
+            factor = near or framing * rng.uniform(1.0, 1.5)
             window = Window.around(box, (rgb.shape[0], rgb.shape[1]), factor)
             if window is not None:
                 rgb = window.crop(rgb)

@@ -1,0 +1,112 @@
+"""A second opinion: what a model says about the mirrored view where it doubts its own answer.
+
+A small network contradicts itself where it is wrong: the mean of its answers to a view and to the
+mirrored view errs less than either. Where its predicted quality is high there is nothing to gain,
+so most prompts pay nothing. A model asks for this with ``ZimConfig.mirror_below``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zim.model.matting import ZimNetwork
+from zim.prompts import Prompt
+from zim.views import View, decode_views, encode_views
+
+#: how far below ``mirror_below`` the predicted quality has to be for both answers to count the same;
+#: in between the second counts less, so that rounding never decides about a whole opinion
+FADE = 0.05
+
+
+def second_opinion(
+    model: ZimNetwork,
+    views: Sequence[View],
+    where: Sequence[int],
+    prompts: Sequence[Prompt],
+    low: Tensor,
+    iou: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Temper doubtful single answers with those to the mirrored views.
+
+    Args:
+        model: the network.
+        views: of the prompts.
+        where: which view each prompt belongs to.
+        prompts: in the pixels of their views.
+        low: B x C x S/2 x S/2 logits, from :func:`zim.views.decode_views`.
+        iou: B x C predicted quality.
+
+    Returns:
+        Both, with rows below ``ZimConfig.mirror_below`` replaced: alphas and qualities are means.
+        Alternatives (C > 1) are returned as they are: they are there to differ.
+    """
+    limit = model.config.mirror_below
+    if not limit or low.shape[1] != 1:
+        return low, iou
+    doubt = ((limit - iou[:, 0].float()) / FADE).clamp(0, 1).cpu()
+    rows = torch.nonzero(doubt).flatten()
+    if not len(rows):
+        return low, iou
+    asked = sorted({where[i] for i in rows.tolist()})
+    turned = [_mirrored_view(views[k]) for k in asked]
+    second, quality = decode_views(
+        model,
+        encode_views(model, turned),
+        turned,
+        [asked.index(where[i]) for i in rows.tolist()],
+        [mirrored_prompt(prompts[i], views[where[i]]) for i in rows.tolist()],
+        slice(0, 1),
+    )
+    low, iou = low.clone(), iou.clone()
+    for logits, score, i in zip(second, quality, rows.tolist(), strict=True):
+        weight = float(doubt[i]) / 2
+        back = mirrored_logits(logits, views[where[i]].frame.scaled[1])
+        low[i] = torch.logit(torch.lerp(low[i].sigmoid(), back.sigmoid(), weight), 1e-6)
+        iou[i] = torch.lerp(iou[i], score, weight)
+    return low, iou
+
+
+def _mirrored_view(view: View) -> View:
+    return View(np.ascontiguousarray(view.picture[:, ::-1]), view.frame)
+
+
+def mirrored_prompt(prompt: Prompt, view: View) -> Prompt:
+    """Express a prompt in the mirrored view: left becomes right."""
+    width = view.frame.original[1]
+    points = prompt.points.copy()
+    points[:, 0] = width - 1 - points[:, 0]
+    box, mask, low = prompt.box, prompt.mask, prompt.low_res
+    if box is not None:
+        box = np.array([width - box[2], box[1], width - box[0], box[3]], box.dtype)
+    if mask is not None:
+        mask = np.ascontiguousarray(mask[:, ::-1])
+    if low is not None:
+        inside = view.frame.scaled[1] * low.shape[-1] * 2 / view.frame.size
+        low = mirrored_logits(torch.from_numpy(low), round(inside)).numpy()
+    return replace(prompt, points=points, box=box, mask=mask, low_res=low)
+
+
+def mirrored_logits(logits: Tensor, width: int) -> Tensor:
+    """Mirror low-res logits of a view; what lies beyond it is as good as any value, and stays.
+
+    Args:
+        logits: ``c m m`` at stride 2, of which the first ``width / 2`` columns are the view.
+        width: of the view in the frame, in pixels; where it is odd, columns come to lie half way
+            between columns, and are interpolated.
+
+    Returns:
+        ``c m m``, a new tensor.
+    """
+    columns = -(-width // 2)
+    turned = logits[..., :columns].flip(-1)
+    if width % 2:
+        turned = (turned + F.pad(turned[..., 1:], (0, 1), mode="replicate")) / 2
+    result = logits.clone()
+    result[..., :columns] = turned
+    return result
