@@ -80,8 +80,20 @@ def compute_cues(
     ]
     cues = np.zeros((len(prompts), planes, side, side), np.float32)
     cues[:, 0] = -1.0
-    for b, result in enumerate(each(lambda p: _planes(half, lab, p, planes), prompts)):
-        cues[b, :, :height, :width] = result
+    inside = cues[..., :height, :width]
+
+    def fill(job: tuple[int, bool]) -> None:
+        b, discs = job
+        if discs:
+            inside[b, 6] = _scaled_logit(matte_of_discs(half, prompts[b]))
+        else:
+            inside[b, :6] = _planes(half, lab, prompts[b])
+
+    # two runs of GrabCut for one prompt go side by side as well
+    jobs = [(b, False) for b in range(len(prompts))]
+    if planes > 6:
+        jobs += [(b, True) for b, p in enumerate(prompts) if p.box is None and p.mask is None]
+    each(fill, jobs)
     return cues
 
 
@@ -168,8 +180,8 @@ def _prompt(points, labels, mask, shape: tuple[int, int], side: int) -> Marks:
     return Marks(box, positive, negative, probability)
 
 
-def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks, planes: int) -> Array:
-    """Cue planes of one prompt, planes x h x w of the half-size picture."""
+def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks) -> Array:
+    """Return the first six cue planes of one prompt, 6 x h x w of the half-size picture."""
     height, width = lab.shape[:2]
     near_positive = _closeness(prompt.positive, (height, width))
     near_negative = _closeness(prompt.negative, (height, width))
@@ -183,12 +195,7 @@ def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks, planes: int) -> 
     else:
         start = guess_from_clicks(lab, prompt, ratio)
     prior = _scaled_logit(classical_matte(half, prompt, inside, start))
-    stack = [prior, ratio, likeness, near_positive, near_negative, inside]
-    if planes > len(stack):
-        clicks_alone = prompt.box is None and prompt.mask is None
-        discs = matte_of_discs(half, prompt) if clicks_alone else np.full_like(prior, 0.5)
-        stack.append(_scaled_logit(discs))
-    return np.stack(stack)
+    return np.stack([prior, ratio, likeness, near_positive, near_negative, inside])
 
 
 def _scaled_logit(alpha: Array) -> Array:

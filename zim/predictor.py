@@ -423,9 +423,7 @@ class ZimPredictor:
         each_its_own = range(len(views))
         features = encode_views(self.model, views)
         parts, quality = decode_views(self.model, features, views, each_its_own, prompts, tokens)
-        parts, iou[rows] = second_opinion(
-            self.model, views, each_its_own, prompts, parts, quality
-        )
+        parts, iou[rows] = second_opinion(self.model, views, each_its_own, prompts, parts, quality)
 
         def fill(row: int) -> None:
             i, ((k, prompt), window) = rows[row], crops[row]

@@ -19,7 +19,7 @@ from zim.model.matting import ZimNetwork
 from zim.prompts import Prompt
 from zim.views import View, decode_views, encode_views
 
-#: how far below ``mirror_below`` the predicted quality has to be for both answers to count the same;
+#: how far below ``mirror_below`` the predicted quality has to be for both to count the same;
 #: in between the second counts less, so that rounding never decides about a whole opinion
 FADE = 0.05
 

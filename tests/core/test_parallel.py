@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_the_first_error_is_raised_and_ends_it() -> None:
         if job == 0:
             raise ValueError("job 0")
         done.append(job)
+        time.sleep(0.001)
 
     with pytest.raises(ValueError, match="job 0"):
         spread(work, range(10_000))

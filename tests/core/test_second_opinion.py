@@ -1,0 +1,146 @@
+"""The second opinion: asked of the mirrored view, of doubtful single answers only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import zim
+from zim.geometry import Frame
+from zim.prompts import Prompt
+from zim.second_opinion import FADE, mirrored_logits, mirrored_prompt, second_opinion
+from zim.testing import TINY_NANO, picture, tiny_model
+from zim.views import View, decode_views, encode_views
+
+WIDTH, HEIGHT = 96, 72
+
+
+def predictor(mirror_below: float, framing: float = 1.4) -> zim.ZimPredictor:
+    # a random network's quality is far from 0.8: below -100 none is, below 100 all are
+    model = tiny_model(replace(TINY_NANO, framing=framing, mirror_below=mirror_below))
+    return zim.ZimPredictor(model)
+
+
+def prompts() -> dict[str, dict[str, Any]]:
+    mask = np.zeros((HEIGHT, WIDTH), np.float32)
+    mask[20:40, 10:40] = 0.8
+    return {
+        "small box": {"box": [20, 16, 50, 44]},
+        "large box": {"box": [2, 3, 90, 70]},
+        "clicks": {"points": [[30, 30], [70, 20]], "labels": [1, 0]},
+        "lone click": {"points": [[33, 28]], "labels": [1]},
+        "mask": {"mask": mask},
+    }
+
+
+def turned(prompt: dict[str, Any]) -> dict[str, Any]:
+    """Write a prompt down for somebody who sees the picture in a mirror."""
+    result = dict(prompt)
+    if "box" in prompt:
+        x0, y0, x1, y1 = prompt["box"]
+        result["box"] = [WIDTH - x1, y0, WIDTH - x0, y1]
+    if "points" in prompt:
+        result["points"] = [[WIDTH - 1 - x, y] for x, y in prompt["points"]]
+    if "mask" in prompt:
+        result["mask"] = np.ascontiguousarray(prompt["mask"][:, ::-1])
+    return result
+
+
+@pytest.mark.parametrize("kind", prompts())
+def test_the_mean_of_both_opinions_does_not_know_left_from_right(kind: str) -> None:
+    rgb, prompt = picture(HEIGHT, WIDTH), prompts()[kind]
+    apart = []
+    for below in (100.0, 0.0):
+        one = predictor(below)
+        one.set_image(rgb)
+        seen = one.predict_batch([prompt])[0][0, 0]
+        one.set_image(np.ascontiguousarray(rgb[:, ::-1]))
+        mirrored = one.predict_batch([turned(prompt)])[0][0, 0, :, ::-1]
+        apart.append(float(np.abs(seen - mirrored).max()))
+    asked_twice, asked_once = apart
+    # cues come from OpenCV, whose GrabCut starts at random and not in a mirror
+    assert asked_twice < 0.01
+    assert asked_once > 3 * asked_twice
+
+
+def test_sure_answers_and_alternatives_stay() -> None:
+    rgb, prompt = picture(HEIGHT, WIDTH), [prompts()["small box"]]
+    answers = {}
+    for below in (0.0, -100.0, 100.0):
+        one = predictor(below)
+        one.set_image(rgb)
+        answers[below] = one.predict_batch(prompt), one.predict_batch(prompt, multimask_output=True)
+    for k in range(3):
+        np.testing.assert_array_equal(answers[0.0][0][k], answers[-100.0][0][k])
+        np.testing.assert_array_equal(answers[0.0][1][k], answers[100.0][1][k])
+    assert not np.array_equal(answers[0.0][0][0], answers[100.0][0][0])
+
+
+def test_alpha_and_quality_are_means_and_fade_in() -> None:
+    model = tiny_model(replace(TINY_NANO, framing=0.0))
+    rgb = picture(64, 64)
+    view, prompt = View.of(rgb, 64), Prompt.create((64, 64), box=[10, 12, 40, 50])
+    glass = View.of(np.ascontiguousarray(rgb[:, ::-1]), 64)
+    mirrored = Prompt.create((64, 64), box=[24, 12, 54, 50])
+    with torch.inference_mode():
+        low, iou = decode_views(
+            model, encode_views(model, [view]), [view], [0], [prompt], slice(0, 1)
+        )
+        other, quality = decode_views(
+            model, encode_views(model, [glass]), [glass], [0], [mirrored], slice(0, 1)
+        )
+        for share in (0.5, 1.0):  # of the way from "sure enough" to "as doubtful as can be"
+            model.config = replace(model.config, mirror_below=float(iou[0, 0]) + share * FADE)
+            joined, score = second_opinion(model, [view], [0], [prompt], low, iou)
+            weight = share / 2
+            alpha = (1 - weight) * low.sigmoid() + weight * other.sigmoid().flip(-1)
+            torch.testing.assert_close(joined.sigmoid(), alpha, rtol=0, atol=1e-4)
+            expected = (1 - weight) * iou + weight * quality
+            torch.testing.assert_close(score, expected, rtol=0, atol=1e-4)
+
+
+def test_a_batch_is_its_prompts_one_by_one() -> None:
+    one = predictor(100.0)
+    one.set_image(picture(HEIGHT, WIDTH))
+    asked = list(prompts().values())
+    together = one.predict_batch(asked)
+    for i, prompt in enumerate(asked):
+        for a, b in zip(together, one.predict_batch([prompt]), strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=0, atol=1e-3)  # logits are up to 6
+
+
+@pytest.mark.parametrize("width", [40, 41])
+def test_logits_are_mirrored_about_the_middle_of_the_view(width: int) -> None:
+    # every cell holds the place of its middle, in pixels of the frame
+    place = torch.arange(32.0) * 2 + 0.5
+    mirrored = mirrored_logits(place.expand(1, 32, 32), width)[0, 0]
+    columns = -(-width // 2)
+    expected = (width - 1) - place[:columns]
+    inner = slice(0, columns - width % 2)  # half of the last cell of an odd view lies beyond it
+    torch.testing.assert_close(mirrored[inner], expected[inner])
+    torch.testing.assert_close(mirrored[columns:], place[columns:])
+
+
+def test_a_prompt_mirrored_twice_is_the_prompt() -> None:
+    view = View(np.zeros((48, 64, 3), np.uint8), Frame((48, 64), 64))
+    mask = np.random.default_rng(0).random((48, 64), np.float32)
+    low = np.random.default_rng(1).normal(size=(1, 32, 32)).astype(np.float32)
+    prompt = Prompt.create(
+        (48, 64),
+        points=[[3, 5], [60, 40]],
+        labels=[1, 0],
+        box=[1, 2, 30, 40],
+        mask=mask,
+        low_res=low,
+    )
+    once = mirrored_prompt(prompt, view)
+    assert once.points[0].tolist() == [60, 5]
+    assert once.box is not None
+    assert once.box.tolist() == [34, 2, 63, 40]
+    twice = mirrored_prompt(once, view)
+    for name, value in vars(prompt).items():
+        np.testing.assert_array_equal(getattr(twice, name), value, err_msg=name)
