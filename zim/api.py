@@ -122,7 +122,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     ``auto`` is bfloat16 where the device multiplies it: on CUDA, and on CPUs with AMX, where
     ViT-B's encoder and nano are several times faster, or AVX512-BF16 (1.6 and 1.2 times;
     ``benchmarks/encoder.py`` and ``decoder.py``). Its price, measured: ViT-B's embedding differs
-    by 1 % of its size (random weights), nano's mattes by 0.01 at most and 0.0002 on average.
+    by 1 % of its size (random weights), nano's mattes by thousandths, and by up to 0.07 where it
+    doubts (a box round most of a picture).
     Fourier positions, softmax and logits are float32 in any case.
     """
     if dtype == "auto":
@@ -165,7 +166,7 @@ def matte(
     Returns:
         The matte with ``alpha`` float32 H x W in [0, 1] and ``score``. Nothing asked for means
         the whole picture is the box. One click alone is ambiguous: the alternative with the best
-        predicted score is taken.
+        predicted score is taken, or the first token (``ZimConfig.lone_click``; so does nano).
 
     Raises:
         ImageError: the picture cannot be read.

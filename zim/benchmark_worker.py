@@ -87,7 +87,7 @@ class Bench:
         """Prepare: ``count`` boxes on each picture to low-res logits, as the predictor does it.
 
         That includes the cue planes of models that want them, and chunks bounded in memory; not a
-        second look at crops, which is part of the stage ``matte``.
+        second look at crops or at the mirrored view, which is part of the stage ``matte``.
         """
         prompts = self.boxes(count) * self.case.batch
         where = np.repeat(np.arange(self.case.batch), count).tolist()

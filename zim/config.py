@@ -120,6 +120,9 @@ class ZimConfig:
             raise ConfigError(
                 f"decoder dim {self.decoder.dim} is not divisible by {self.decoder.heads} heads"
             )
+        limit: Any = self.mirror_below
+        if not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
+            raise ConfigError(f"mirror_below {limit!r} is not a number from 0; use for example 0.8")
         allowed = (
             ("edges", self.edges, ("bilinear", "guided")),
             ("lone_click", self.lone_click, ("best", "first")),

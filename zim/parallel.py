@@ -45,16 +45,21 @@ def workers() -> int:
 def each(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
     """Return ``work`` of every job, done side by side by numpy and OpenCV.
 
-    It happens in threads of ours, so that the caller's OpenCV random generator stays as it was;
-    called in one that has no share to give away, it happens right there.
+    It happens in threads of ours, no more than OpenCV may use, so that the caller's OpenCV random
+    generator stays as it was; called in one that has no share to give away, it happens right there.
     """
-    if getattr(_own, "share", None) == 1:
+    share = getattr(_own, "share", None)
+    if share == 1:
         return [work(job) for job in jobs]
+    import cv2
+
+    # inside of :func:`spread` OpenCV has one thread, and the share says what may be kept busy
+    count = share or min(processors(), max(1, cv2.getNumThreads()))
 
     def begin() -> None:
         _own.share = 1  # work that spreads its own parts finds all processors taken
 
-    with ThreadPoolExecutor(max(1, min(len(jobs), processors())), "zim-each", begin) as pool:
+    with ThreadPoolExecutor(max(1, min(len(jobs), count)), "zim-each", begin) as pool:
         return list(pool.map(work, jobs))
 
 

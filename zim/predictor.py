@@ -34,7 +34,7 @@ from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
-from zim.second_opinion import second_opinion
+from zim.second_opinion import Kept, second_opinion
 from zim.upsample import guided_upsample
 from zim.views import View, decode_views, encode_views
 
@@ -50,7 +50,12 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ZimPredictor:
-    """Mattes from prompts, with the image embedding kept between calls."""
+    """Mattes from prompts, with the image embedding kept between calls.
+
+    Models with ``ZimConfig.framing`` encode crops round the object besides, and those with
+    ``mirror_below`` the mirrored view where they doubt their single answer, which then is the mean
+    of both, matte and quality.
+    """
 
     def __init__(self, model: ZimNetwork) -> None:
         """Wrap a model; it is switched to evaluation mode and stays on its device."""
@@ -77,6 +82,7 @@ class ZimPredictor:
         self.features: ImageFeatures | None = None
         self._pictures: list[np.ndarray] = []
         self._views: list[View] = []
+        self._mirrored: Kept = {}
 
     @torch.inference_mode()
     def set_image(self, image: Any, image_format: str = "RGB") -> None:
@@ -217,8 +223,7 @@ class ZimPredictor:
         Returns:
             mattes B x C x H x W, quality B x C, low-res logits B x C x S/2 x S/2, all float32;
             row i equals what :meth:`predict` gives for prompt i alone, up to the rounding of the
-            model's type (bfloat16: 0.013 in alpha with nano). For several pictures a
-            list with such a triple for each.
+            model's type. For several pictures a list with such a triple for each.
 
         Raises:
             PromptError: a prompt is malformed or outside its picture, or the lists do not fit.
@@ -347,7 +352,8 @@ class ZimPredictor:
         def show(rows: list[int]) -> None:
             where, asking = [asked[i][0] for i in rows], [asked[i][1] for i in rows]
             low[rows], iou[rows] = second_opinion(
-                self.model, self._views, where, asking, low[rows], iou[rows]
+                *(self.model, self._views, where, asking, tokens, low[rows], iou[rows]),
+                kept=self._mirrored,
             )
             for i in rows:
                 k = asked[i][0]
@@ -423,7 +429,9 @@ class ZimPredictor:
         each_its_own = range(len(views))
         features = encode_views(self.model, views)
         parts, quality = decode_views(self.model, features, views, each_its_own, prompts, tokens)
-        parts, iou[rows] = second_opinion(self.model, views, each_its_own, prompts, parts, quality)
+        parts, iou[rows] = second_opinion(
+            self.model, views, each_its_own, prompts, tokens, parts, quality
+        )
 
         def fill(row: int) -> None:
             i, ((k, prompt), window) = rows[row], crops[row]

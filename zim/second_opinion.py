@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zim.model.matting import ZimNetwork
+from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.prompts import Prompt
 from zim.views import View, decode_views, encode_views
 
@@ -23,14 +23,19 @@ from zim.views import View, decode_views, encode_views
 #: in between the second counts less, so that rounding never decides about a whole opinion
 FADE = 0.05
 
+#: mirrored views that were encoded before, by the place of the view
+Kept = dict[int, tuple[View, ImageFeatures]]
+
 
 def second_opinion(
     model: ZimNetwork,
     views: Sequence[View],
     where: Sequence[int],
     prompts: Sequence[Prompt],
+    tokens: slice,
     low: Tensor,
     iou: Tensor,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Temper doubtful single answers with those to the mirrored views.
 
@@ -39,8 +44,10 @@ def second_opinion(
         views: of the prompts.
         where: which view each prompt belongs to.
         prompts: in the pixels of their views.
-        low: B x C x S/2 x S/2 logits, from :func:`zim.views.decode_views`.
-        iou: B x C predicted quality.
+        tokens: mask tokens that were decoded.
+        low: float32 B x C x S/2 x S/2 logits, from :func:`zim.views.decode_views`.
+        iou: float32 B x C predicted quality.
+        kept: remembers the mirrored view of a picture that is asked by itself.
 
     Returns:
         Both, with rows below ``ZimConfig.mirror_below`` replaced: alphas and qualities are means.
@@ -49,22 +56,22 @@ def second_opinion(
     limit = model.config.mirror_below
     if not limit or low.shape[1] != 1:
         return low, iou
-    doubt = ((limit - iou[:, 0].float()) / FADE).clamp(0, 1).cpu()
-    rows = torch.nonzero(doubt).flatten()
-    if not len(rows):
+    doubt = ((limit - iou[:, 0]) / FADE).clamp(0, 1).nan_to_num(0).cpu()
+    rows = torch.nonzero(doubt).flatten().tolist()
+    if not rows:
         return low, iou
-    asked = sorted({where[i] for i in rows.tolist()})
-    turned = [_mirrored_view(views[k]) for k in asked]
+    asked = sorted({where[i] for i in rows})
+    turned, features = _mirrored(model, views, asked, kept)
     second, quality = decode_views(
         model,
-        encode_views(model, turned),
+        features,
         turned,
-        [asked.index(where[i]) for i in rows.tolist()],
-        [mirrored_prompt(prompts[i], views[where[i]]) for i in rows.tolist()],
-        slice(0, 1),
+        [asked.index(where[i]) for i in rows],
+        [mirrored_prompt(prompts[i], views[where[i]]) for i in rows],
+        tokens,
     )
     low, iou = low.clone(), iou.clone()
-    for logits, score, i in zip(second, quality, rows.tolist(), strict=True):
+    for logits, score, i in zip(second, quality, rows, strict=True):
         weight = float(doubt[i]) / 2
         back = mirrored_logits(logits, views[where[i]].frame.scaled[1])
         low[i] = torch.logit(torch.lerp(low[i].sigmoid(), back.sigmoid(), weight), 1e-6)
@@ -72,8 +79,18 @@ def second_opinion(
     return low, iou
 
 
-def _mirrored_view(view: View) -> View:
-    return View(np.ascontiguousarray(view.picture[:, ::-1]), view.frame)
+def _mirrored(
+    model: ZimNetwork, views: Sequence[View], asked: Sequence[int], kept: Kept | None
+) -> tuple[list[View], ImageFeatures]:
+    """Mirror and encode views, one of a kept picture only once."""
+    if kept is not None and len(asked) == 1 and asked[0] in kept:
+        view, features = kept[asked[0]]
+        return [view], features
+    turned = [View(_left_is_right(views[k].picture), views[k].frame) for k in asked]
+    features = encode_views(model, turned)
+    if kept is not None and len(asked) == 1:
+        kept[asked[0]] = turned[0], features
+    return turned, features
 
 
 def mirrored_prompt(prompt: Prompt, view: View) -> Prompt:
@@ -85,10 +102,10 @@ def mirrored_prompt(prompt: Prompt, view: View) -> Prompt:
     if box is not None:
         box = np.array([width - box[2], box[1], width - box[0], box[3]], box.dtype)
     if mask is not None:
-        mask = np.ascontiguousarray(mask[:, ::-1])
+        mask = _left_is_right(mask)
     if low is not None:
-        inside = view.frame.scaled[1] * low.shape[-1] * 2 / view.frame.size
-        low = mirrored_logits(torch.from_numpy(low), round(inside)).numpy()
+        pixels = 2 * low.shape[-1] / view.frame.size * view.frame.scaled[1]
+        low = mirrored_logits(torch.from_numpy(low), round(pixels)).numpy()
     return replace(prompt, points=points, box=box, mask=mask, low_res=low)
 
 
@@ -105,8 +122,12 @@ def mirrored_logits(logits: Tensor, width: int) -> Tensor:
     """
     columns = -(-width // 2)
     turned = logits[..., :columns].flip(-1)
-    if width % 2:
+    if width % 2 and columns > 1:
         turned = (turned + F.pad(turned[..., 1:], (0, 1), mode="replicate")) / 2
     result = logits.clone()
     result[..., :columns] = turned
     return result
+
+
+def _left_is_right(values: np.ndarray) -> np.ndarray:
+    return values[:, ::-1].copy()  # torch takes no negative strides, not even of single columns

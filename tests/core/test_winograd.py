@@ -63,3 +63,11 @@ def test_maps_that_do_not_divide_into_tiles_are_left_to_torch() -> None:
     assert not winograd.suits(torch.zeros(1, 128, 6, 8), 128)
     assert not winograd.suits(torch.zeros(1, 128, 8, 8, dtype=torch.bfloat16), 128)
     assert not winograd.suits(torch.zeros(1, 16, 8, 8), 128)
+
+
+@pytest.mark.parametrize(("threads", "suits"), [(1, True), (2, True), (3, False)])
+def test_few_threads_share_the_products(
+    threads: int, suits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert winograd.suits(torch.zeros(1, 128, 16, 16), 128) is suits
