@@ -351,9 +351,9 @@ class ZimPredictor:
 
         def show(rows: list[int]) -> None:
             where, asking = [asked[i][0] for i in rows], [asked[i][1] for i in rows]
+            first = low[rows], iou[rows]
             low[rows], iou[rows] = second_opinion(
-                *(self.model, self._views, where, asking, tokens, low[rows], iou[rows]),
-                kept=self._mirrored,
+                self.model, self._views, where, asking, tokens, *first, kept=self._mirrored
             )
             for i in rows:
                 k = asked[i][0]
