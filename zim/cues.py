@@ -46,6 +46,7 @@ def compute_cues(
     image_size: int,
     mask: NDArray[np.floating] | None = None,
     planes: int = CUE_PLANES,
+    grabcut: bool = True,
 ) -> Array:
     """Describe prompts as planes a network can read.
 
@@ -57,6 +58,8 @@ def compute_cues(
         image_size: side S of the square model frame, even.
         mask: optional B x m x m logits of an earlier pass over the whole square frame.
         planes: how many of the planes, from the first on; 6 or all 7.
+        grabcut: False leaves planes 0 and 6, which take most of the time, at 0, as training does
+            for some prompts.
 
     Returns:
         float32 B x planes x S/2 x S/2: 0 the classical matte as ``logit / 4`` in [-1, 1] (-1
@@ -81,6 +84,11 @@ def compute_cues(
     cues = np.zeros((len(prompts), planes, side, side), np.float32)
     cues[:, 0] = -1.0
     inside = cues[..., :height, :width]
+    if not grabcut:
+        cues[:, 0] = 0
+        for plane, prompt in zip(inside, prompts, strict=True):
+            plane[1:6] = _simple_planes(lab, prompt)
+        return cues
 
     def fill(job: tuple[int, bool]) -> None:
         b, discs = job
@@ -182,12 +190,8 @@ def _prompt(points, labels, mask, shape: tuple[int, int], side: int) -> Marks:
 
 def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks) -> Array:
     """Return the first six cue planes of one prompt, 6 x h x w of the half-size picture."""
-    height, width = lab.shape[:2]
-    near_positive = _closeness(prompt.positive, (height, width))
-    near_negative = _closeness(prompt.negative, (height, width))
-    inside = _box_plane(prompt.box, (height, width))
-    ratio = _colour_ratio(lab, prompt, inside)
-    likeness = _click_colour(lab, prompt.positive)
+    simple = _simple_planes(lab, prompt)
+    ratio, inside = simple[0], simple[4]
     if prompt.mask is not None:
         start = prompt.mask
     elif prompt.box is not None:
@@ -195,7 +199,17 @@ def _planes(half: NDArray[np.uint8], lab: Array, prompt: Marks) -> Array:
     else:
         start = guess_from_clicks(lab, prompt, ratio)
     prior = _scaled_logit(classical_matte(half, prompt, inside, start))
-    return np.stack([prior, ratio, likeness, near_positive, near_negative, inside])
+    return np.concatenate([prior[None], simple])
+
+
+def _simple_planes(lab: Array, prompt: Marks) -> Array:
+    """Return planes 1 to 5 of one prompt, 5 x h x w of the half-size picture."""
+    shape = lab.shape[:2]
+    inside = _box_plane(prompt.box, shape)
+    ratio = _colour_ratio(lab, prompt, inside)
+    likeness = _click_colour(lab, prompt.positive)
+    closeness = [_closeness(points, shape) for points in (prompt.positive, prompt.negative)]
+    return np.stack([ratio, likeness, *closeness, inside])
 
 
 def _scaled_logit(alpha: Array) -> Array:

@@ -35,6 +35,7 @@ from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
 from zim.second_opinion import Kept, second_opinion
+from zim.sureness import sharpened
 from zim.upsample import guided_upsample
 from zim.views import View, decode_views, encode_views
 
@@ -334,7 +335,9 @@ class ZimPredictor:
         def place(
             i: int, low: Tensor, frame: Frame, rgb: np.ndarray, window: Window | None
         ) -> None:
-            matte = enlarge_low_res(low[None], frame, rgb, self.model.config.edges)[0]
+            config = self.model.config
+            low = sharpened(low, iou[i], config.sharpen)
+            matte = enlarge_low_res(low[None], frame, rgb, config.edges)[0]
             matte = matte if logits else matte.sigmoid_()
             if window is None:
                 mattes[i].copy_(matte)
@@ -348,6 +351,10 @@ class ZimPredictor:
 
         def look(rows: list[int]) -> None:
             low[rows], iou[rows] = self._decode_whole([asked[i] for i in rows], tokens)
+
+        def glance(rows: list[int]) -> None:
+            some = [asked[i] for i in rows]
+            low[rows], iou[rows] = self._decode_whole(some, tokens, grabcut=False)
 
         def show(rows: list[int]) -> None:
             where, asking = [asked[i][0] for i in rows], [asked[i][1] for i in rows]
@@ -365,11 +372,15 @@ class ZimPredictor:
 
         framing = self.model.config.framing
         # Where an object without a box is, a first look has to tell; often it is the answer, too.
-        seen = [i for i, (_, p) in enumerate(asked) if framing and p.box is None]
+        unknown = [i for i, (_, p) in enumerate(asked) if framing and p.box is None]
+        # GrabCut helps little in finding what a lone click means, and takes half of a look's time.
+        quick = [i for i in unknown if self.model.config.cue_planes and asked[i][1].single_click]
+        self._in_parts(glance, quick)
+        seen = sorted(set(unknown).difference(quick))
         self._in_parts(look, seen)
         windows = [self._window(*asked[i], low[i]) if framing else None for i in range(len(asked))]
         whole = [i for i, window in enumerate(windows) if window is None]
-        self._in_parts(look, sorted(set(whole) - set(seen)))
+        self._in_parts(look, sorted(set(whole).difference(seen)))
         self._in_parts(show, whole)
         cropped = [i for i, window in enumerate(windows) if window is not None]
         self._in_parts(look_closer, cropped, CROPS)
@@ -402,11 +413,13 @@ class ZimPredictor:
         spread(work, [part.tolist() for part in parts])
 
     def _decode_whole(
-        self, asked: list[tuple[int, Prompt]], tokens: slice
+        self, asked: list[tuple[int, Prompt]], tokens: slice, grabcut: bool = True
     ) -> tuple[Tensor, Tensor]:
         assert self.features is not None
         where, prompts = [k for k, _ in asked], [p for _, p in asked]
-        return decode_views(self.model, self.features, self._views, where, prompts, tokens)
+        return decode_views(
+            self.model, self.features, self._views, where, prompts, tokens, grabcut=grabcut
+        )
 
     def _decode_crops(
         self,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zim.config import ConvEncoderConfig
+from zim.config import ConvEncoderConfig, ZimConfig
 from zim.errors import PromptError
 from zim.geometry import Frame
 from zim.model.matting import ImageFeatures, ZimNetwork
@@ -74,6 +74,8 @@ def decode_views(
     where: Sequence[int],
     prompts: Sequence[Prompt],
     tokens: slice,
+    *,
+    grabcut: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Decode prompts, each in its view.
 
@@ -84,6 +86,7 @@ def decode_views(
         where: which view each prompt belongs to.
         prompts: in the pixels of their views.
         tokens: mask tokens to decode.
+        grabcut: whether cues come with :func:`zim.cues.compute_cues`'s GrabCut.
 
     Returns:
         Low-res logits B x C x S/2 x S/2 and quality B x C, on the model's device.
@@ -94,7 +97,9 @@ def decode_views(
     given = np.array([prompt.has_mask for prompt in prompts])
     masks = mask_logits(prompts, frames) if given.any() else None
     mixed = None if masks is None or given.all() else torch.from_numpy(given).to(device)
-    cues = _cues(views, where, points, labels, masks, given, config.image_size, config.cue_planes)
+    cues = None
+    if config.cue_planes:
+        cues = _cues(views, where, points, labels, masks, given, config, grabcut)
 
     def rows_of(array: np.ndarray | None, rows: np.ndarray) -> Tensor | None:
         if array is None:
@@ -145,14 +150,13 @@ def _cues(
     labels: np.ndarray,
     masks: np.ndarray | None,
     given: np.ndarray,
-    side: int,
-    planes: int,
-) -> np.ndarray | None:
+    config: ZimConfig,
+    grabcut: bool,
+) -> np.ndarray:
     """Compute the cue planes of all prompts, views side by side on the processors."""
-    if not planes:
-        return None
     from zim.cues import compute_cues
 
+    side, planes = config.image_size, config.cue_planes
     keys = np.stack([np.asarray(where), given], 1)
     groups = [
         (int(k), bool(has), np.flatnonzero((keys == (k, has)).all(1)))
@@ -162,7 +166,9 @@ def _cues(
     def of_view(group: tuple[int, bool, np.ndarray]) -> np.ndarray:
         k, has, rows = group
         mask = masks[rows] if has and masks is not None else None
-        return compute_cues(views[k].picture, points[rows], labels[rows], side, mask, planes)
+        return compute_cues(
+            views[k].picture, points[rows], labels[rows], side, mask, planes, grabcut
+        )
 
     if len(groups) == 1:
         return of_view(groups[0])

@@ -174,3 +174,14 @@ def test_wrong_shapes_are_named() -> None:
         compute_cues(image, BOX[0], np.array([[2]]), SIDE)
     with pytest.raises(PromptError, match="mask"):
         compute_cues(image, *BOX, SIDE, np.zeros((2, 8, 8), np.float32))
+
+
+def test_without_grabcut_the_other_planes_stay() -> None:
+    image, _ = disc_image()
+    points, labels = np.concatenate([BOX[0], CLICK[0]]), np.concatenate([BOX[1], CLICK[1]])
+    full = compute_cues(image, points, labels, SIDE)
+    simple = compute_cues(image, points, labels, SIDE, grabcut=False)
+    np.testing.assert_array_equal(simple[:, 1:6], full[:, 1:6])
+    assert not simple[:, [0, 6]].any()
+    assert full[:, 0, :48].any()
+    assert full[1, 6].any()

@@ -119,23 +119,30 @@ def test_enlarging_many_mattes_holds_one_beside_the_result(
     assert seen == [1] * 9
 
 
-@pytest.mark.parametrize("prompt", [{"points": [(20, 20)]}, {"box": (2, 2, 60, 45)}])
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ({"box": (2, 2, 60, 45)}, [(1, True)]),
+        ({"points": [(20, 20), (30, 25)]}, [(1, True)]),
+        ({"points": [(20, 20)]}, [(1, False), (1, True)]),  # a glance without GrabCut, and the look
+    ],
+)
 def test_a_look_at_the_whole_picture_is_not_repeated(
-    monkeypatch: pytest.MonkeyPatch, prompt: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, prompt: dict[str, object], expected: list[tuple[int, bool]]
 ) -> None:
     predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
     predictor.set_image(picture(48, 64))
     monkeypatch.setattr("zim.predictor.Window.around", lambda *_: None)  # as for large objects
-    looks: list[int] = []
+    looks: list[tuple[int, bool]] = []
     original = zim.predictor.decode_views  # pyright: ignore[reportAttributeAccessIssue]
 
-    def spy(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        looks.append(len(args[4]))
-        return original(*args)
+    def spy(*args: Any, grabcut: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        looks.append((len(args[4]), grabcut))
+        return original(*args, grabcut=grabcut)
 
     monkeypatch.setattr("zim.predictor.decode_views", spy)
     mattes, quality, low = predictor.predict_batch([prompt])
-    assert looks == [1]
+    assert looks == expected
     assert np.isfinite(mattes).all()
     enlarged = zim.predictor.enlarge_low_res(  # pyright: ignore[reportAttributeAccessIssue]
         torch.from_numpy(low), predictor.frame, predictor.image, predictor.model.config.edges

@@ -108,6 +108,7 @@ def bundle(run: Path, folder: Path, scale: float = 1.0) -> tuple[Path, Path]:
             network,
             framing=preset.framing,
             mirror_below=preset.mirror_below,
+            sharpen=preset.sharpen,
             edges=preset.edges,
             lone_click=preset.lone_click,
         )
