@@ -227,3 +227,40 @@ def test_a_batch_follows_from_the_generator_alone(folder: Path) -> None:
     one, two = (pack.draw(4, np.random.default_rng(3)) for _ in range(2))
     for name in ("image", "points", "cues", "alpha", "mask", "size"):
         assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it compiles
+def test_compiled_steps_learn_what_eager_ones_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is traced, forwards and backwards; writing kernels takes a CPU ten minutes."""
+    real, asked = torch.compile, []
+
+    def traced(function: object, *, dynamic: bool, mode: str | None) -> object:
+        asked.append((dynamic, mode))
+        return real(function, dynamic=dynamic, backend="aot_eager")  # pyright: ignore
+
+    def losses(graphs: bool) -> list[torch.Tensor]:
+        config = MatteConfig(
+            steps=3,
+            scenes=2,
+            resident=True,
+            precision="float32",
+            compile=graphs,
+            graphs=graphs,
+        )
+        run = tmp_path / str(graphs)
+        trainer = MatteTrainer(config, folder.parent, run, network=NETWORK)
+        return [trainer.train_step() for _ in range(3)]
+
+    plain = losses(False)
+    monkeypatch.setattr(torch, "compile", traced)
+    torch.testing.assert_close(losses(True), plain, rtol=2e-3, atol=1e-4)
+    assert asked == [(False, "reduce-overhead")]
+
+
+def test_graphs_are_of_compiled_steps(folder: Path, tmp_path: Path) -> None:
+    config = MatteConfig(resident=True, graphs=True)
+    with pytest.raises(ConfigError, match="set compile"):
+        MatteTrainer(config, folder.parent, tmp_path / "run", network=NETWORK)

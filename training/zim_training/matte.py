@@ -57,6 +57,7 @@ class MatteConfig:
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 where the hardware has it
     resident: bool = False  # keep the pack on the device and make batches there
     compile: bool = False  # fuse a step's kernels; the first step takes a minute or more
+    graphs: bool = False  # record them on a GPU, which then waits for nobody to start each
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
     eval_scenes: int = 96
@@ -96,6 +97,8 @@ class MatteTrainer:
             raise ConfigError(f"scenes {config.scenes}: expected at least one a step")
         if config.compile and not config.resident:
             raise ConfigError("compile needs resident batches, whose shapes stay the same")
+        if config.graphs and not config.compile:
+            raise ConfigError("graphs are recorded of compiled steps; set compile, too")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
         network = network or get_config(config.preset)
         if network.cue_planes != CUE_PLANES:
@@ -127,7 +130,10 @@ class MatteTrainer:
         self.step, self.seconds = 0, 0.0
         self.warm_from = 0  # the optimiser's moments are new since this step
         self.batches = Lookahead(self._batch, 0 if config.resident else config.workers)
-        self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
+        self.losses = losses
+        if config.compile:
+            mode = "reduce-overhead" if config.graphs else None
+            self.losses = torch.compile(losses, dynamic=False, mode=mode)
         if config.compile and self.device.type == "cuda":  # shapes stay: try cuDNN's kernels once
             torch.backends.cudnn.benchmark = True
         if state is not None:
@@ -191,6 +197,8 @@ class MatteTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        if config.graphs:  # what the last step left in the graphs' memory may go
+            torch.compiler.cudagraph_mark_step_begin()
         loss, first = self.losses(
             self.model,
             batch,
@@ -209,7 +217,7 @@ class MatteTrainer:
         self.optimizer.step()
         self.ema.update(self.model)
         self.step += 1
-        return first
+        return first.clone() if config.graphs else first
 
     def _check(self, finite: bool) -> None:
         if not finite:

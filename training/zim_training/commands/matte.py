@@ -50,6 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="packs: fuse kernels with torch.compile; worth it on a GPU, the first step takes a "
         "minute, which counts",
     )  # fmt: skip
+    parser.add_argument(
+        "--graphs", action="store_true",
+        help="packs: record the compiled kernels as CUDA graphs, where starting them is what a GPU "
+        "waits for",
+    )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
     add_flags(parser, TrainConfig, skip=("seed",))
@@ -132,7 +137,7 @@ def _pack_config(args: argparse.Namespace) -> MatteConfig:
         takes = ", ".join("--" + name for name in PACK_FLAGS)
         raise UsageError(
             f"training on packs (--preset nano) does not take {flags}; it takes {takes}, "
-            "--minutes, --scenes, --stop-after, --resident and --compile"
+            "--minutes, --scenes, --stop-after, --resident, --compile and --graphs"
         )
     from zim.api import choose_device
     from zim_training.matte import MatteConfig
@@ -153,4 +158,5 @@ def _pack_config(args: argparse.Namespace) -> MatteConfig:
         workers=getattr(args, "workers", 0),
         resident=resident,
         compile=args.compile,
+        graphs=args.graphs,
     )
