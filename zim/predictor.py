@@ -345,22 +345,33 @@ class ZimPredictor:
                 mattes[i].fill_(blank)
                 mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
 
+        framing = self.model.config.framing
         side = self.model.config.image_size // 2
         low = torch.empty(len(asked), count, side, side, device=self.device)
         iou = low.new_empty(len(asked), count)
 
-        def look(rows: list[int]) -> None:
-            low[rows], iou[rows] = self._decode_whole([asked[i] for i in rows], tokens)
+        # GrabCut helps little in finding what a lone click means, and takes half of the time.
+        quick = [bool(framing) and prompt.single_click for _, prompt in asked]
 
-        def glance(rows: list[int]) -> None:
-            some = [asked[i] for i in rows]
-            low[rows], iou[rows] = self._decode_whole(some, tokens, grabcut=False)
+        def of(rows: list[int]) -> tuple[list[int], list[Prompt], list[bool]]:
+            return (
+                [asked[i][0] for i in rows],
+                [asked[i][1] for i in rows],
+                [quick[i] for i in rows],
+            )
+
+        def look(rows: list[int]) -> None:
+            where, asking, fast = of(rows)
+            assert self.features is not None
+            low[rows], iou[rows] = decode_views(
+                self.model, self.features, self._views, where, asking, tokens, fast
+            )
 
         def show(rows: list[int]) -> None:
-            where, asking = [asked[i][0] for i in rows], [asked[i][1] for i in rows]
+            where, asking, fast = of(rows)
             first = low[rows], iou[rows]
             low[rows], iou[rows] = second_opinion(
-                self.model, self._views, where, asking, tokens, *first, kept=self._mirrored
+                self.model, self._views, where, asking, tokens, *first, self._mirrored, fast
             )
             for i in rows:
                 k = asked[i][0]
@@ -370,17 +381,12 @@ class ZimPredictor:
             crops = [(asked[i], windows[i]) for i in rows]
             self._decode_crops(rows, crops, tokens, low, iou, place)
 
-        framing = self.model.config.framing
         # Where an object without a box is, a first look has to tell; often it is the answer, too.
-        unknown = [i for i, (_, p) in enumerate(asked) if framing and p.box is None]
-        # GrabCut helps little in finding what a lone click means, and takes half of a look's time.
-        quick = [i for i in unknown if self.model.config.cue_planes and asked[i][1].single_click]
-        self._in_parts(glance, quick)
-        seen = sorted(set(unknown).difference(quick))
+        seen = [i for i, (_, p) in enumerate(asked) if framing and p.box is None]
         self._in_parts(look, seen)
         windows = [self._window(*asked[i], low[i]) if framing else None for i in range(len(asked))]
         whole = [i for i, window in enumerate(windows) if window is None]
-        self._in_parts(look, sorted(set(whole).difference(seen)))
+        self._in_parts(look, sorted(set(whole) - set(seen)))
         self._in_parts(show, whole)
         cropped = [i for i, window in enumerate(windows) if window is not None]
         self._in_parts(look_closer, cropped, CROPS)
@@ -411,15 +417,6 @@ class ZimPredictor:
             halves = [half for part in parts[-count:] for half in np.array_split(part, 2)]
             parts[-count:] = [half for half in halves if len(half)]
         spread(work, [part.tolist() for part in parts])
-
-    def _decode_whole(
-        self, asked: list[tuple[int, Prompt]], tokens: slice, grabcut: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        assert self.features is not None
-        where, prompts = [k for k, _ in asked], [p for _, p in asked]
-        return decode_views(
-            self.model, self.features, self._views, where, prompts, tokens, grabcut=grabcut
-        )
 
     def _decode_crops(
         self,

@@ -36,6 +36,7 @@ def second_opinion(
     low: Tensor,
     iou: Tensor,
     kept: Kept | None = None,
+    quick: Sequence[bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Temper doubtful single answers with those to the mirrored views.
 
@@ -48,6 +49,7 @@ def second_opinion(
         low: float32 B x C x S/2 x S/2 logits, from :func:`zim.views.decode_views`.
         iou: float32 B x C predicted quality.
         kept: remembers the mirrored view of a picture that is asked by itself.
+        quick: as the answers were decoded.
 
     Returns:
         Both, with rows below ``ZimConfig.mirror_below`` replaced: alphas and qualities are means.
@@ -69,6 +71,7 @@ def second_opinion(
         [asked.index(where[i]) for i in rows],
         [mirrored_prompt(prompts[i], views[where[i]]) for i in rows],
         tokens,
+        quick=None if quick is None else [quick[i] for i in rows],
     )
     low, iou = low.clone(), iou.clone()
     for logits, score, i in zip(second, quality, rows, strict=True):

@@ -74,8 +74,7 @@ def decode_views(
     where: Sequence[int],
     prompts: Sequence[Prompt],
     tokens: slice,
-    *,
-    grabcut: bool = True,
+    quick: Sequence[bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode prompts, each in its view.
 
@@ -86,7 +85,7 @@ def decode_views(
         where: which view each prompt belongs to.
         prompts: in the pixels of their views.
         tokens: mask tokens to decode.
-        grabcut: whether cues come with :func:`zim.cues.compute_cues`'s GrabCut.
+        quick: prompts whose cues go without GrabCut (:func:`zim.cues.compute_cues`); none.
 
     Returns:
         Low-res logits B x C x S/2 x S/2 and quality B x C, on the model's device.
@@ -99,7 +98,8 @@ def decode_views(
     mixed = None if masks is None or given.all() else torch.from_numpy(given).to(device)
     cues = None
     if config.cue_planes:
-        cues = _cues(views, where, points, labels, masks, given, config, grabcut)
+        without = np.zeros(len(where), bool) if quick is None else np.asarray(quick, bool)
+        cues = _cues(views, where, points, labels, masks, given, without, config)
 
     def rows_of(array: np.ndarray | None, rows: np.ndarray) -> Tensor | None:
         if array is None:
@@ -150,21 +150,21 @@ def _cues(
     labels: np.ndarray,
     masks: np.ndarray | None,
     given: np.ndarray,
+    quick: np.ndarray,
     config: ZimConfig,
-    grabcut: bool,
 ) -> np.ndarray:
     """Compute the cue planes of all prompts, views side by side on the processors."""
     from zim.cues import compute_cues
 
     side, planes = config.image_size, config.cue_planes
-    keys = np.stack([np.asarray(where), given], 1)
+    keys = np.stack([np.asarray(where), given, quick], 1)
     groups = [
-        (int(k), bool(has), np.flatnonzero((keys == (k, has)).all(1)))
-        for k, has in np.unique(keys, axis=0)
+        (int(k), bool(has), not fast, np.flatnonzero((keys == (k, has, fast)).all(1)))
+        for k, has, fast in np.unique(keys, axis=0)
     ]
 
-    def of_view(group: tuple[int, bool, np.ndarray]) -> np.ndarray:
-        k, has, rows = group
+    def of_view(group: tuple[int, bool, bool, np.ndarray]) -> np.ndarray:
+        k, has, grabcut, rows = group
         mask = masks[rows] if has and masks is not None else None
         return compute_cues(
             views[k].picture, points[rows], labels[rows], side, mask, planes, grabcut
@@ -173,6 +173,6 @@ def _cues(
     if len(groups) == 1:
         return of_view(groups[0])
     cues = np.empty((len(where), planes, side // 2, side // 2), np.float32)
-    for (_, _, rows), found in zip(groups, each(of_view, groups), strict=True):
+    for (*_, rows), found in zip(groups, each(of_view, groups), strict=True):
         cues[rows] = found
     return cues

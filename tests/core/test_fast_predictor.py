@@ -122,9 +122,9 @@ def test_enlarging_many_mattes_holds_one_beside_the_result(
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ({"box": (2, 2, 60, 45)}, [(1, True)]),
-        ({"points": [(20, 20), (30, 25)]}, [(1, True)]),
-        ({"points": [(20, 20)]}, [(1, False), (1, True)]),  # a glance without GrabCut, and the look
+        ({"box": (2, 2, 60, 45)}, [(1, False)]),
+        ({"points": [(20, 20), (30, 25)]}, [(1, False)]),
+        ({"points": [(20, 20)]}, [(1, True)]),  # what a lone click means is found without GrabCut
     ],
 )
 def test_a_look_at_the_whole_picture_is_not_repeated(
@@ -136,9 +136,10 @@ def test_a_look_at_the_whole_picture_is_not_repeated(
     looks: list[tuple[int, bool]] = []
     original = zim.predictor.decode_views  # pyright: ignore[reportAttributeAccessIssue]
 
-    def spy(*args: Any, grabcut: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        looks.append((len(args[4]), grabcut))
-        return original(*args, grabcut=grabcut)
+    def spy(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        quick = args[6]
+        looks.append((len(quick), any(quick)))
+        return original(*args)
 
     monkeypatch.setattr("zim.predictor.decode_views", spy)
     mattes, quality, low = predictor.predict_batch([prompt])
