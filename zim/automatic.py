@@ -32,6 +32,7 @@ from zim.masks import Box, Space, crop_boxes, layer_grids, mask_xywh, nms
 from zim.model.matting import ZimNetwork
 from zim.predictor import ZimPredictor
 from zim.rle import encode_coco, encode_rle
+from zim.sureness import sharpened
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -222,8 +223,10 @@ class ZimAutomaticMaskGenerator:
         """Enlarge one candidate and tell whether clean-up changed it; None if nothing is left."""
         assert candidate.logits is not None
         config = self.predictor.model.config
+        logits = candidate.logits[None]
+        quality = torch.tensor([candidate.iou], device=logits.device)
         recipe = Recipe(
-            logits=candidate.logits[None, None],
+            logits=sharpened(logits, quality, config.sharpen)[None],
             rgb=rgb,
             crop=candidate.crop,
             frame_size=config.image_size,

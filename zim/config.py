@@ -101,6 +101,9 @@ class ZimConfig:
     #: single answers of a lower predicted quality are tempered with that to the mirrored view; 0 =
     #: never (:mod:`zim.second_opinion`)
     mirror_below: float = 0.0
+    #: the first look at a lone click goes without GrabCut's cue planes; for networks that were
+    #: trained with some of them blank
+    quick_click: bool = False
     #: factor of the logits of mattes with a high predicted quality; 1 = as they come
     #: (:mod:`zim.sureness`)
     sharpen: float = 1.0
@@ -123,11 +126,12 @@ class ZimConfig:
             raise ConfigError(
                 f"decoder dim {self.decoder.dim} is not divisible by {self.decoder.heads} heads"
             )
-        for name, least, example in (("mirror_below", 0, 0.8), ("sharpen", 1, 1.5)):
+        for name, least, most, example in (("mirror_below", 0, 1e9, 0.8), ("sharpen", 1, 10, 1.5)):
             number: Any = getattr(self, name)
-            if not isinstance(number, int | float) or not least <= number < float("inf"):
+            if not isinstance(number, int | float) or not least <= number <= most:
                 raise ConfigError(
-                    f"{name} {number!r} is not a number from {least}; use for example {example}"
+                    f"{name} {number!r} is not a number from {least} to {most:g}; "
+                    f"use for example {example}"
                 )
         allowed = (
             ("edges", self.edges, ("bilinear", "guided")),
@@ -175,6 +179,9 @@ _SMALL_DECODER = DecoderConfig(
     dim=128, heads=4, mlp_dim=512, iou_hidden=128, stem=(24, 64, 128), fusion=(64, 32, 16)
 )
 
+#: what the predictor makes of a network's answers; the weights of a network do not depend on it
+PREDICTOR_FIELDS = ("framing", "mirror_below", "quick_click", "sharpen", "edges", "lone_click")
+
 PRESETS: dict[str, ZimConfig] = {
     "vit_b": ZimConfig("vit_b", ViTConfig()),
     "vit_l": ZimConfig(
@@ -192,6 +199,7 @@ PRESETS: dict[str, ZimConfig] = {
         prompt_blocks=4,
         framing=1.2,
         mirror_below=0.75,
+        quick_click=True,
         sharpen=1.5,
         lone_click="first",  # dev scenes, MSE: 52 against 59 for the best-scored alternative
         edges="guided",

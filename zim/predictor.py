@@ -350,8 +350,8 @@ class ZimPredictor:
         low = torch.empty(len(asked), count, side, side, device=self.device)
         iou = low.new_empty(len(asked), count)
 
-        # GrabCut helps little in finding what a lone click means, and takes half of the time.
-        quick = [bool(framing) and prompt.single_click for _, prompt in asked]
+        # GrabCut helps little in finding what a lone click means, and takes an eighth of the time.
+        quick = [self.model.config.quick_click and prompt.single_click for _, prompt in asked]
 
         def of(rows: list[int]) -> tuple[list[int], list[Prompt], list[bool]]:
             return (

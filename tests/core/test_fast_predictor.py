@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_enlarging_many_mattes_holds_one_beside_the_result(
 def test_a_look_at_the_whole_picture_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, prompt: dict[str, object], expected: list[tuple[int, bool]]
 ) -> None:
-    predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
+    predictor = zim.ZimPredictor(tiny_model(replace(TINY_NANO, quick_click=True)))
     predictor.set_image(picture(48, 64))
     monkeypatch.setattr("zim.predictor.Window.around", lambda *_: None)  # as for large objects
     looks: list[tuple[int, bool]] = []

@@ -51,7 +51,24 @@ def test_the_predictor_draws_out_what_it_is_sure_of(
         np.testing.assert_array_equal(plain[k], sharp[k])
 
 
-@pytest.mark.parametrize("factor", [0.5, float("nan"), float("inf"), "2", None])
+@pytest.mark.parametrize("factor", [0.5, 10**400, float("nan"), float("inf"), "2", None])
 def test_impossible_factors_are_refused(factor: object) -> None:
     with pytest.raises(zim.ZimError, match="sharpen"):
         replace(TINY_NANO, sharpen=factor)
+
+
+def test_automatic_mattes_are_drawn_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zim.sureness.SURE_FROM", -9.0)
+    monkeypatch.setattr("zim.sureness.SURE_AT", -8.0)
+    found = {}
+    for factor in (1.0, 3.0):
+        model = tiny_model()
+        model.config = replace(model.config, sharpen=factor)
+        generator = zim.ZimAutomaticMaskGenerator(
+            model, points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0
+        )
+        found[factor] = generator.generate(picture(48, 64))
+    assert found[1.0]
+    for plain, sharp in zip(found[1.0], found[3.0], strict=True):
+        np.testing.assert_array_equal(plain["segmentation"], sharp["segmentation"])
+        assert np.abs(sharp["alpha"] - 0.5).mean() > np.abs(plain["alpha"] - 0.5).mean()

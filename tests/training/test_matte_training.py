@@ -125,6 +125,25 @@ def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_run_resumes_whatever_the_predictor_makes_of_its_answers(
+    data: Path, tmp_path: Path
+) -> None:
+    config = MatteConfig(steps=2, scenes=2, warm_up=1)
+    run = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    run.train_step()
+    run.save()
+    newer = dataclasses.replace(NETWORK, sharpen=2.0, quick_click=True, framing=1.1)
+    assert MatteTrainer(config, data, tmp_path / "run", True, newer).step == 1
+    older = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del older["network"]["sharpen"]
+    torch.save(older, tmp_path / "run" / "last.pt")
+    assert MatteTrainer(config, data, tmp_path / "run", True, NETWORK).step == 1
+    with pytest.raises(ConfigError, match="another network"):
+        MatteTrainer(
+            config, data, tmp_path / "run", True, dataclasses.replace(NETWORK, prompt_blocks=2)
+        )
+
+
 def test_batches_prepared_ahead_change_nothing(data: Path, tmp_path: Path) -> None:
     drawn: dict[int, list[Batch]] = {}
     for workers in (0, 2):

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from zim.config import PRESETS, ZimConfig
+from zim.config import PREDICTOR_FIELDS, PRESETS, ZimConfig
 from zim.errors import CheckpointError, ConfigError, OutputError
 from zim.output import atomic_write
 
@@ -104,14 +104,8 @@ def bundle(run: Path, folder: Path, scale: float = 1.0) -> tuple[Path, Path]:
     network = ZimConfig.from_dict(state["network"])
     if preset := PRESETS.get(network.name):
         # how mattes are framed and enlarged is the predictor's affair, not the trained weights'
-        network = dataclasses.replace(
-            network,
-            framing=preset.framing,
-            mirror_below=preset.mirror_below,
-            sharpen=preset.sharpen,
-            edges=preset.edges,
-            lone_click=preset.lone_click,
-        )
+        today = {name: getattr(preset, name) for name in PREDICTOR_FIELDS}
+        network = dataclasses.replace(network, **today)
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in _scaled(state["ema"], scale).items()

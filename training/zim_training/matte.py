@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import zim
 import zim.api
-from zim.config import ZimConfig, get_config
+from zim.config import PREDICTOR_FIELDS, ZimConfig, get_config
 from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
 from zim.processor import bfloat16_units
@@ -259,7 +259,8 @@ class MatteTrainer:
         checkpoint.write_atomically(self.run / "last.pt", state)
 
     def _load(self, state: dict) -> None:
-        if state["network"] != self.model.config.to_dict():
+        found, wanted = ZimConfig.from_dict(state["network"]), self.model.config
+        if _learnt(found) != _learnt(wanted):
             raise ConfigError(
                 f"{self.run} was trained as another network than today's {self.model.config.name}; "
                 "start a new run from its weights: --init RUN/export"
@@ -302,6 +303,11 @@ def _check_network(name: str, found: ZimConfig, wanted: ZimConfig) -> None:
 
 #: of a conv encoder, how often what comes last in its part is repeated
 _DEPTHS = ("blocks16", "attn_blocks")
+
+
+def _learnt(network: ZimConfig) -> dict[str, object]:
+    """Return what the weights depend on, not what the predictor makes of them."""
+    return {k: v for k, v in network.to_dict().items() if k not in PREDICTOR_FIELDS}
 
 
 def _without_depth(network: ZimConfig) -> tuple[object, ...]:

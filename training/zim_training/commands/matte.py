@@ -52,8 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--graphs", action="store_true",
-        help="packs: record the compiled kernels as CUDA graphs, where starting them is what a GPU "
-        "waits for",
+        help="packs: with --compile, record the kernels as CUDA graphs, where starting them is "
+        "what a GPU waits for; nothing on a CPU",
     )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
