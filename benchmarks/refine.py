@@ -401,6 +401,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     photos = sorted(args.photos.glob("*.jpg")) if args.photos else []
+    if args.photos and not photos:
+        parser.error(f"--photos {args.photos} holds no .jpg; give a folder of photographs, or none")
     size = (800, 600) if args.quick else (4000, 3000)
     predictor = zim.ZimPredictor(zim.load(args.model))
     records: list[dict[str, Any]] = []
