@@ -24,7 +24,9 @@ def sharpened(logits: Tensor, quality: Tensor, factor: float) -> Tensor:
         factor: for a quality of 0.95 and more; below 0.85 it is 1, in between it grows evenly.
 
     Returns:
-        Tensor of the logits' shape.
+        Tensor of the logits' shape; the logits themselves where the factor is 1.
     """
+    if factor == 1:
+        return logits
     sure = ((quality - SURE_FROM) / (SURE_AT - SURE_FROM)).clamp(0, 1).nan_to_num(0)
     return logits * (1 + (factor - 1) * sure)[..., None, None]
