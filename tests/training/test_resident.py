@@ -17,7 +17,8 @@ from zim.testing import TINY_NANO
 from zim_training.data import pack as packing
 from zim_training.data.loader import Pack
 from zim_training.data.pack import CUE_SCALE, MASK_SCALE
-from zim_training.data.resident import GRABCUT_PLANES, SLOTS, ResidentPack, _mixed
+from zim_training.data.resident import GRABCUT_PLANES, SLOTS, ResidentPack
+from zim_training.data.variation import mixed
 from zim_training.matte import MatteConfig, MatteTrainer, forward
 from zim_training.prompts import KINDS
 
@@ -77,29 +78,29 @@ def test_every_scene_and_prompt_of_the_pack_is_there(folder: Path) -> None:
     assert len(resident) == len(plain) == 12
     for number in range(12):
         batch = plain.batch([number])
-        image = resident.store["image"][number].permute(2, 0, 1)
+        image = resident.store.rows["image"][number].permute(2, 0, 1)
         assert torch.equal(image.float(), batch.image[0])
         for slot in range(SLOTS):
             k = slot % len(batch.points)
-            stored = {key: values[number, slot] for key, values in resident.store.items()
+            stored = {key: values[number, slot] for key, values in resident.store.rows.items()
                       if key not in ("image", "size", "alpha")}  # fmt: skip
             assert torch.equal(stored["points"], batch.points[k])
             assert torch.equal(stored["labels"].long(), batch.labels[k])
             assert torch.equal(stored["cues"].float() / CUE_SCALE, batch.cues[k])
             if batch.has_mask[k]:
                 assert torch.equal(stored["mask"].float() / MASK_SCALE, batch.mask[k, 0])
-            alpha = resident.store["alpha"][number, int(stored["target"])].float() / 255
+            alpha = resident.store.rows["alpha"][number, int(stored["target"])].float() / 255
             assert torch.equal(alpha, batch.alpha[k, 0])
 
 
 def test_a_narrow_picture_is_mirrored_within_its_own_width(folder: Path) -> None:
     pack = ResidentPack(folder, CPU, without_grabcut=0)
     for key in ("image", "cues", "alpha"):
-        pack.store[key][:] = 0
-    pack.store["size"][:] = torch.tensor([50, 40], dtype=torch.int16)
-    pack.store["image"][:, 10, 4] = 200
-    pack.store["alpha"][:, :, 10, 4] = 255
-    pack.store["cues"][:, :, :, 5, 2] = 127
+        pack.store.rows[key][:] = 0
+    pack.store.rows["size"][:] = torch.tensor([50, 40], dtype=torch.int16)
+    pack.store.rows["image"][:, 10, 4] = 200
+    pack.store.rows["alpha"][:, :, 10, 4] = 255
+    pack.store.rows["cues"][:, :, :, 5, 2] = 127
     seen = set()
     for k in range(24):
         batch = pack.draw(6, np.random.default_rng(k))
@@ -134,13 +135,13 @@ def test_answers_do_not_depend_on_how_prompts_find_their_image(folder: Path) -> 
 def test_mixed_colours_keep_greys_and_change_some_pictures() -> None:
     rng = np.random.default_rng(0)
     grey = torch.full((60, 3, 4, 4), 100.0)
-    torch.testing.assert_close(_mixed(rng, grey), grey)
+    torch.testing.assert_close(mixed(rng, grey), grey)
     colour = torch.rand(200, 3, 4, 4) * 255
-    mixed = _mixed(rng, colour)
-    changed = (mixed - colour).abs().flatten(1).amax(1) > 0.01
+    other = mixed(rng, colour)
+    changed = (other - colour).abs().flatten(1).amax(1) > 0.01
     assert 0.2 < changed.float().mean() < 0.45
-    assert (mixed >= 0).all()
-    assert (mixed <= 255).all()
+    assert (other >= 0).all()
+    assert (other <= 255).all()
 
 
 def test_scenes_take_turns_where_not_all_fit(folder: Path) -> None:
@@ -149,7 +150,7 @@ def test_scenes_take_turns_where_not_all_fit(folder: Path) -> None:
     seen: set[int] = set()
     for _ in range(12):
         assert len(pack) == 8
-        here = [image.permute(2, 0, 1).float() for image in pack.store["image"]]
+        here = [image.permute(2, 0, 1).float() for image in pack.store.rows["image"]]
         found = [k for k, p in enumerate(pictures) if any(torch.equal(p, one) for one in here)]
         assert len(found) == 8
         seen |= set(found)
@@ -168,7 +169,7 @@ def test_a_pack_grows_while_it_is_drawn(folder: Path, tmp_path: Path) -> None:
         _settle(pack)
         assert len(pack) == 4 * k
         assert torch.equal(
-            pack.store["image"][4 * k - 1].permute(2, 0, 1).float(),
+            pack.store.rows["image"][4 * k - 1].permute(2, 0, 1).float(),
             Pack(folder).batch([4 * k - 1]).image[0],
         )
 
@@ -176,7 +177,7 @@ def test_a_pack_grows_while_it_is_drawn(folder: Path, tmp_path: Path) -> None:
 def _settle(pack: ResidentPack) -> None:
     """Refresh until what is being read is there."""
     pack.refresh()
-    for _, reading in list(pack._coming):
+    for _, reading in list(pack.store._coming):
         reading.result()
     pack.refresh()
 

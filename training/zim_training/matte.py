@@ -25,11 +25,12 @@ from zim.cues import CUE_PLANES, PRIOR_SCALE
 from zim.errors import ConfigError
 from zim.processor import bfloat16_units
 from zim_training import checkpoint
-from zim_training.data.loader import Batch, Pack, check_pack
+from zim_training.data.loader import Batch, Pack, check_pack, joined
 from zim_training.data.prefetch import Lookahead
 from zim_training.data.resident import ResidentPack
 from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
+from zim_training.render.batches import RenderedScenes
 from zim_training.state import is_state, load_state
 
 
@@ -58,6 +59,7 @@ class MatteConfig:
     resident: bool = False  # keep the pack on the device and make batches there
     compile: bool = False  # fuse a step's kernels; the first step takes a minute or more
     graphs: bool = False  # record them on a GPU, which then waits for nobody to start each
+    render: float = 0.0  # share of the scenes that the device composes anew from layers
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
     eval_scenes: int = 96
@@ -79,7 +81,8 @@ class MatteTrainer:
 
         Args:
             config: settings.
-            data: folder with the packs ``train`` and, if there is one, ``dev``.
+            data: folder with the packs ``train`` and, if there is one, ``dev``, and to render
+                with ``layers``.
             run: folder for checkpoints, log and sample sheets.
             resume: continue from ``run/last.pt``.
             network: in place of the preset's.
@@ -92,11 +95,15 @@ class MatteTrainer:
         self.config, self.run = config, run
         run.mkdir(parents=True, exist_ok=True)
         self.device = zim.api.choose_device(device)
-        check_pack(data / "train")  # before anything large happens
+        side = check_pack(data / "train")  # before anything large happens
         if config.scenes < 1:
             raise ConfigError(f"scenes {config.scenes}: expected at least one a step")
         if config.compile and not config.resident:
             raise ConfigError("compile needs resident batches, whose shapes stay the same")
+        if not 0 <= config.render <= 1:
+            raise ConfigError(f"render {config.render}: expected a share from 0 to 1")
+        if config.render and not config.resident:
+            raise ConfigError("rendered scenes need a resident pack beside them")
         if config.graphs and not config.compile:
             raise ConfigError("graphs are recorded of compiled steps; set compile, too")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
@@ -143,6 +150,9 @@ class MatteTrainer:
         self.pack = (
             ResidentPack(data / "train", self.device) if config.resident else Pack(data / "train")
         )
+        self.rendered = (
+            RenderedScenes(data / "layers", self.device, side) if config.render else None
+        )
 
     def progress(self) -> float:
         """Return how much of the schedule is done, 0 to 1."""
@@ -167,6 +177,8 @@ class MatteTrainer:
             if told:
                 self._check(math.isfinite(loss))
                 self.pack.refresh()
+                if self.rendered:
+                    self.rendered.refresh()
             self.seconds += time.perf_counter() - start
             if told:
                 pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
@@ -187,7 +199,14 @@ class MatteTrainer:
     def _batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.config.seed, step))
-        return self.pack.draw(self.config.scenes, rng)
+        scenes = self.config.scenes
+        if self.rendered is None:
+            return self.pack.draw(scenes, rng)
+        new = round(scenes * self.config.render)
+        if new == scenes:
+            return self.rendered.draw(new, rng)
+        known = self.pack.draw(scenes - new, rng)
+        return joined(known, self.rendered.draw(new, rng)) if new else known
 
     def train_step(self) -> Tensor:
         """Draw a batch, take one optimiser step, return the mean loss of token 0."""

@@ -38,6 +38,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="synth: of the photographs, those from outlines.json (one large object) [0.3]",
     )
     parser.add_argument(
+        "--natural",
+        type=float,
+        default=0.45,
+        metavar="SHARE",
+        help="synth: of the training scenes, photographs with labelled regions; 1 where composites "
+        "are rendered in training [0.45]",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="synth: first write N objects and N backgrounds, for zim-train matte --render [0]",
+    )
+    parser.add_argument(
         "--most", type=int, default=0, metavar="N", help="check: open only about N samples a set"
     )
 
@@ -118,17 +133,28 @@ def _reduce(args: argparse.Namespace) -> Report:
 
 def _synth(args: argparse.Namespace) -> Report:
     from zim_training.data.pack import write_pack
+    from zim_training.render.layers import write_layers
 
     root, report = Path(args.data_root), Report()
     out = _target(args)
-    if not 0 <= args.outlined <= 1:
-        raise UsageError(f"--outlined {args.outlined}: expected a share from 0 to 1")
-    options = {"workers": args.workers, "outlined": args.outlined}
+    for flag in ("outlined", "natural"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise UsageError(f"--{flag} {getattr(args, flag)}: expected a share from 0 to 1")
+    if args.layers < 0:
+        raise UsageError(f"--layers {args.layers}: expected a number of objects, 0 or more")
+    shared = {"seed": args.seed, "workers": args.workers}
+    packs = {"outlined": args.outlined} | shared
+    train = {"natural": args.natural} | packs
+    parts = {
+        "dev": (write_pack, args.dev_scenes, packs),
+        "layers": (write_layers, args.layers, shared),
+        "train": (write_pack, args.scenes, train),
+    }
     with timed(report.seconds, "synth"):
-        for done in write_pack(root, out / "dev", "dev", args.dev_scenes, args.seed, **options):
-            sys.stderr.write(f"\rdev: {done} shards")
-        for done in write_pack(root, out / "train", "train", args.scenes, args.seed, **options):
-            sys.stderr.write(f"\rtrain: {done} shards")
+        for name, (write, count, options) in parts.items():
+            split = "dev" if name == "dev" else "train"
+            for done in write(root, out / name, split, count, **options) if count else ():
+                sys.stderr.write(f"\r{name}: {done} shards")
     sys.stderr.write("\n")
     report.outputs["pack"] = str(out)
     report.lines.append(str(out))

@@ -66,6 +66,17 @@ class Batch:
         return lone & ~(self.labels == 0).any(1) & ~(self.labels >= 2).any(1) & ~self.has_mask
 
 
+def joined(first: Batch, second: Batch) -> Batch:
+    """Put two batches with as many prompts per scene into one."""
+    parts = {}
+    for field in dataclasses.fields(first):
+        if field.name != "slots":
+            pair = [getattr(first, field.name), getattr(second, field.name)]
+            parts[field.name] = torch.cat(pair)
+    parts["scene"][len(first.scene) :] += len(first.image)
+    return Batch(**parts, slots=first.slots if first.slots == second.slots else 0)
+
+
 def finished_shards(folder: Path) -> list[Path]:
     """Return the shards of a pack that are complete, in order."""
     return sorted(folder.glob("shard_*"))

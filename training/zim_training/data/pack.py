@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ import numpy as np
 from zim.cues import CUE_PLANES, compute_cues
 from zim.errors import ConfigError
 from zim_training.data.outlines import outlines_hash
-from zim_training.data.scenes import Scene, SceneMaker
+from zim_training.data.scenes import NATURAL, Scene, SceneMaker
 from zim_training.data.sources import Split, split_table
 from zim_training.prompts import KINDS, MASK_SIDE, MAX_POINTS, Prompt, draw
 
@@ -32,8 +32,8 @@ GENERATOR_VERSION = 3
 #: scenes per shard: about 60 MB
 SHARD = 96
 #: how the third prompt of a scene is drawn
-_EXTRA = {"box": 0.14, "click": 0.24, "clicks": 0.2, "box_click": 0.1, "scribble": 0.07}
-_EXTRA |= {"whole": 0.03, "correction": 0.22}
+EXTRA_KINDS = {"box": 0.14, "click": 0.24, "clicks": 0.2, "box_click": 0.1, "scribble": 0.07}
+EXTRA_KINDS |= {"whole": 0.03, "correction": 0.22}
 _SPLIT_SEED = {"train": 0, "dev": 1}
 #: quantisation of cues and old logits
 CUE_SCALE, MASK_SCALE = 127.0, 16.0
@@ -41,8 +41,8 @@ CUE_SCALE, MASK_SCALE = 127.0, 16.0
 
 def scene_prompts(scene: Scene, rng: np.random.Generator, frame: int) -> list[tuple[int, Prompt]]:
     """Draw a box and a click for the framed target and one more prompt for any target."""
-    kinds = list(_EXTRA)
-    weights = np.array(list(_EXTRA.values()))
+    kinds = list(EXTRA_KINDS)
+    weights = np.array(list(EXTRA_KINDS.values()))
     extra = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
     count = len(scene.alphas)
     target = int(rng.integers(count)) if extra != "whole" else 0
@@ -65,6 +65,7 @@ def write_pack(
     side: int = 256,
     workers: int = 1,
     outlined: float = 0.0,
+    natural: float = NATURAL,
 ) -> Iterator[int]:
     """Write the missing shards of a pack; yields the number of shards looked after so far.
 
@@ -77,27 +78,56 @@ def write_pack(
         side: of the model frame in pixels, a multiple of 4.
         workers: processes; a shard is the same whoever writes it.
         outlined: of the scenes that are photographs, the share taken from ``outlines.json``.
+        natural: share of scenes that are photographs.
 
     Raises:
         ConfigError: the folder holds a pack of other settings.
     """
+    about = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
+    about |= {"shard": SHARD, "cue_planes": CUE_PLANES}
+    if outlined:
+        about |= {"outlined": outlined, "outlines": outlines_hash(root)}
+    if natural != NATURAL:
+        about |= {"natural": natural}
+    job = partial(_shard_job, root, out, split, seed, side, (natural, outlined))
+    yield from write_shards(root, out, about, scenes, SHARD, job, workers)
+
+
+def write_shards(
+    root: Path,
+    out: Path,
+    about: dict[str, object],
+    count: int,
+    each: int,
+    job: Callable[[tuple[int, int]], None],
+    workers: int = 1,
+) -> Iterator[int]:
+    """Write the missing shards of a folder; yields how many were looked after so far.
+
+    Args:
+        root: the image collection, whose splits are put down beside the shards.
+        out: the folder; ``pack.json`` there says what it holds.
+        about: what it is to hold.
+        count: items in all.
+        each: items per shard.
+        job: writes the shard of a number and a size with :func:`save_shard`.
+        workers: processes.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
     cv2.setNumThreads(1)
     out.mkdir(parents=True, exist_ok=True)
-    meta = {"version": GENERATOR_VERSION, "split": split, "seed": seed, "side": side}
-    meta |= {"shard": SHARD, "cue_planes": CUE_PLANES}
-    if outlined:
-        meta |= {"outlined": outlined, "outlines": outlines_hash(root)}
     info = out / "pack.json"
-    if info.exists() and json.loads(info.read_text()) != meta:
+    if info.exists() and json.loads(info.read_text()) != about:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
-    info.write_text(json.dumps(meta, indent=1) + "\n")
+    info.write_text(json.dumps(about, indent=1) + "\n")
     (out / "splits.json").write_text(json.dumps(split_table(root), indent=1) + "\n")
     missing = [
-        (number, min(SHARD, scenes - number * SHARD))
-        for number in range(-(-scenes // SHARD))
-        if not (out / f"shard_{number:05d}").exists()
+        (number, min(each, count - number * each))
+        for number in range(-(-count // each))
+        if not shard_path(out, number).exists()
     ]
-    job = partial(_shard_job, root, out, split, seed, side, outlined)
     if workers <= 1:
         yield from (done + 1 for done, _ in enumerate(map(job, missing)))
         return
@@ -107,10 +137,29 @@ def write_pack(
             yield done + 1
 
 
+def shard_path(out: Path, number: int) -> Path:
+    """Return where a shard is kept."""
+    return out / f"shard_{number:05d}"
+
+
+def save_shard(out: Path, number: int, arrays: dict[str, np.ndarray]) -> None:
+    """Write a shard; it has its name only once it is complete."""
+    folder = shard_path(out, number)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 @lru_cache(maxsize=1)
-def _maker(root: Path, split: Split, side: int, outlined: float) -> SceneMaker:
+def scene_maker(root: Path, split: Split, side: int, *shares: float) -> SceneMaker:
+    """Return the process's maker of scenes, which remembers pictures it has read."""
     cv2.setNumThreads(1)
-    return SceneMaker(root, split, side, outlined=outlined)
+    return SceneMaker(root, split, side, *shares)
 
 
 def _shard_job(
@@ -119,15 +168,16 @@ def _shard_job(
     split: Split,
     seed: int,
     side: int,
-    outlined: float,
+    shares: tuple[float, float],
     shard: tuple[int, int],
 ) -> None:
     number, size = shard
     seeds = [(seed, _SPLIT_SEED[split], number, k) for k in range(size)]
-    _write_shard(_maker(root, split, side, outlined), out / f"shard_{number:05d}", seeds)
+    save_shard(out, number, _scenes(scene_maker(root, split, side, *shares), seeds))
 
 
-def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) -> None:
+def _scenes(maker: SceneMaker, seeds: list[tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Draw scenes with prompts and cues."""
     side, half = maker.side, maker.side // 2
     images = np.zeros((len(seeds), side, side, 3), np.uint8)
     sizes = np.zeros((len(seeds), 2), np.int16)
@@ -154,7 +204,7 @@ def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) 
             old = np.full((MASK_SIDE, MASK_SIDE), np.nan) if prompt.mask is None else prompt.mask
             masks.append(old)
         cues.append(_cues(scene, [p for _, p in prompts], side))
-    arrays = {
+    return {
         "image": images,
         "size": sizes,
         "natural": natural,
@@ -170,14 +220,6 @@ def _write_shard(maker: SceneMaker, folder: Path, seeds: list[tuple[int, ...]]) 
             np.isnan(masks), -128, np.clip(np.round(np.nan_to_num(masks) * MASK_SCALE), -127, 127)
         ).astype(np.int8),
     }
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
-    try:
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _cues(scene: Scene, prompts: list[Prompt], side: int) -> np.ndarray:

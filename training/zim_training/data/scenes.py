@@ -28,6 +28,8 @@ Rng = np.random.Generator
 
 #: a target must show at least this share of the frame
 MIN_VISIBLE = 0.008
+#: share of scenes that are photographs with labelled regions
+NATURAL = 0.45
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SceneMaker:
         root: Path,
         split: Split,
         side: int = 256,
-        natural: float = 0.45,
+        natural: float = NATURAL,
         outlined: float = 0.0,
     ) -> None:
         """Remember the sources.
@@ -137,7 +139,7 @@ class SceneMaker:
 
     def _composite(self, rng: Rng) -> Scene | None:
         side = self.side
-        canvas = self._background(rng)
+        canvas = self.background(rng)
         draw = rng.random()
         tight, cut = (
             draw < 0.65,
@@ -153,7 +155,7 @@ class SceneMaker:
         owners: list[int] = []
         for k in range(count):
             size = extent * side * (1.0 if k == main else rng.uniform(0.4, 1.2))
-            colour, alpha = self._object(rng, max(24, int(size)))
+            colour, alpha = self.object(rng, max(24, int(size)))
             offset = rng.normal(0, 0.03 if k == main and tight else 0.25, 2) * side
             room = abs(side - size) / 2
             if k == main:
@@ -180,7 +182,8 @@ class SceneMaker:
         order = [first, *[i for i in range(len(layers)) if i != first]]
         return _finish(rng, canvas, [layers[i] for i in order[:4]], "composite", strength=1.0)
 
-    def _background(self, rng: Rng) -> Array:
+    def background(self, rng: Rng) -> Array:
+        """Draw what objects are laid over: side x side x 3 in [0, 1]."""
         draw = rng.random()
         if draw < 0.1:
             return procedural.texture(rng, self.side)
@@ -207,7 +210,7 @@ class SceneMaker:
         resized = cv2.resize(np.ascontiguousarray(crop), (side, side), interpolation=method)
         return resized.astype(np.float32) / 255.0
 
-    def _object(self, rng: Rng, side: int) -> tuple[Array, Array]:
+    def object(self, rng: Rng, side: int) -> tuple[Array, Array]:
         """Colours and alpha of one object, cropped to itself, longest side ``side``."""
         kind = rng.random()
         if kind < 0.4:

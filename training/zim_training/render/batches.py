@@ -1,0 +1,94 @@
+"""Batches of composites that the device draws anew for every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zim.errors import ConfigError
+from zim_training.data.loader import Batch, finished_shards
+from zim_training.data.pack import EXTRA_KINDS
+from zim_training.data.resident import SLOTS
+from zim_training.data.store import ResidentStore
+from zim_training.data.variation import to_device
+from zim_training.prompts import KINDS
+from zim_training.render.cues import DeviceCues
+from zim_training.render.prompts import CLICKS, draw_prompts
+from zim_training.render.scenes import Rendered, draw_scenes
+
+Array = NDArray[Any]
+
+_BOX = KINDS.index("box")
+
+
+class RenderedScenes:
+    """Composites of layers that live on the training device; no two batches share a scene."""
+
+    def __init__(self, folder: Path, device: torch.device, side: int, capacity: int = 0) -> None:
+        """Take in the layers that are finished.
+
+        Args:
+            folder: of the layers (``zim-train data synth --layers``).
+            device: where they stay and scenes are drawn.
+            side: of the frame in pixels, a multiple of 64.
+            capacity: as for :class:`zim_training.data.store.ResidentStore`; a layer of 256 pixels
+                takes 0.46 MB.
+
+        Raises:
+            ConfigError: no layers, or none finished.
+        """
+        if not (folder / "pack.json").is_file() or not finished_shards(folder):
+            raise ConfigError(
+                f"{folder} holds no finished layers; write them with: zim-train data synth --layers"
+            )
+        self.device, self.side = device, side
+        self.layers = ResidentStore(folder, device, capacity)
+        self.refresh = self.layers.refresh
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """Draw scenes, each with a box and a click for its framed object and one more prompt."""
+        scenes = draw_scenes(self.layers, count, self.side, rng)
+        describe = DeviceCues(scenes.image).describe
+        kinds, targets = self._questions(rng, scenes)
+        number = torch.arange(scenes.alphas.shape[1], device=self.device)
+        columns: dict[str, list[Tensor]] = {}
+        for kind, target in zip(kinds, targets, strict=True):
+            meant = (number == target[:, None])[..., None, None]
+            alpha, others = ((scenes.alphas * which).amax(1) for which in (meant, ~meant))
+            drawn = draw_prompts(rng, kind, alpha, others)
+            clicked = drawn.labels if kind[0] != _BOX else drawn.labels[:, CLICKS:]
+            points = drawn.points[:, -clicked.shape[1] :]
+            cues = describe(points, clicked, drawn.mask, drawn.has_mask)
+            for name, values in (vars(drawn) | {"cues": cues, "alpha": alpha[:, None]}).items():
+                columns.setdefault(name, []).append(values)
+        joined = {name: torch.stack(values, 1).flatten(0, 1) for name, values in columns.items()}
+        half = self.side // 2
+        return Batch(
+            image=scenes.image,
+            inside=torch.ones(count, 1, half, half, device=self.device),
+            scene=torch.arange(count, device=self.device).repeat_interleave(SLOTS),
+            kind=to_device(np.stack(kinds, 1).reshape(-1), self.device),
+            size=torch.full((count, 2), self.side, device=self.device),
+            slots=SLOTS,
+            **joined,
+        )
+
+    def _questions(
+        self, rng: np.random.Generator, scenes: Rendered
+    ) -> tuple[list[Array], list[Tensor]]:
+        """Choose what is asked: kinds and targets, slot by slot."""
+        count = len(scenes.image)
+        names = np.array([KINDS.index(name) for name in EXTRA_KINDS])
+        weights = np.array(list(EXTRA_KINDS.values()))
+        extra = names[rng.choice(len(names), count, p=weights / weights.sum())]
+        kinds = [np.full(count, _BOX), np.full(count, KINDS.index("click")), extra]
+        # the third prompt may mean anything that shows; the whole picture means the framed object
+        lots = to_device(rng.random(scenes.shown.shape), self.device)
+        other = (lots * scenes.shown).argmax(1)
+        whole = to_device(extra == KINDS.index("whole"), self.device)
+        return kinds, [scenes.first, scenes.first, torch.where(whole, scenes.first, other)]
