@@ -187,10 +187,10 @@ def _quality(model: Any, rgb: np.ndarray, side: int, share: float) -> float:
     if share >= 1:
         return 0.0
     rules = Rules(-1e9, 0, 0.1, "prob", 0.5, 1.0, slice(1, None))
-    search = ClickSearch(zim.ZimPredictor(model), rgb, (0, 0, rgb.shape[1], rgb.shape[0]), rules)
+    search = ClickSearch(model, rgb, (0, 0, rgb.shape[1], rgb.shape[0]), rules)
     points = point_grid(min(side, 8)) * (rgb.shape[1], rgb.shape[0])
     with torch.inference_mode():
-        states = [search._state([search._click(p) for p in part]) for part in np.split(points, 4)]
+        states = [search._clicked(part) for part in np.split(points, 4)]
     best = torch.cat([state.iou[:, 1:].amax(1) for state in states])
     return float(best.float().quantile(1 - share))
 

@@ -86,7 +86,7 @@ class ZimAutomaticMaskGenerator:
         """Choose a model and how to search.
 
         Args:
-            model: a model, a predictor (its picture is replaced), or a name as for ``zim.load``.
+            model: a model, a predictor (whose picture stays), or a name as for ``zim.load``.
             points_per_side: clicks along each side; by default 32 (``DEFAULTS``), 16 for models
                 with cue planes (``DEFAULTS_WITH_CUES``), as for the next two thresholds.
             points_per_batch: clicks decoded at once; by default what fits into memory.
@@ -191,12 +191,9 @@ class ZimAutomaticMaskGenerator:
         size = (rgb.shape[0], rgb.shape[1])
         crops = crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         found: list[tuple[Candidate, Box]] = []
-        try:
-            for crop, layer in crops:
-                search = ClickSearch(self.predictor, rgb, crop, self.rules)
-                found += [(c, crop) for c in search.run(self.point_grids[layer])]
-        finally:
-            self.predictor.reset_image()
+        for crop, layer in crops:
+            search = ClickSearch(self.predictor.model, rgb, crop, self.rules)
+            found += [(c, crop) for c in search.run(self.point_grids[layer])]
         if len(crops) > 1 and found:
             boxes = np.stack([candidate.box for candidate, _ in found])
             scores = np.array([1 / ((x1 - x0) * (y1 - y0)) for _, (x0, y0, x1, y1) in found])

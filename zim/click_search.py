@@ -8,7 +8,7 @@ boxes and duplicates are settled at stride 2.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,11 @@ from zim.framing import Window, paste_low_res
 from zim.geometry import Frame
 from zim.masks import Box, Space, cut_by_crop, logit, mask_cells, nms, stability_score
 from zim.model.mask_decoder import TokenState
-from zim.model.matting import ImageFeatures
-from zim.predictor import ZimPredictor
+from zim.model.matting import ZimNetwork
+from zim.parallel import spread, workers
 from zim.prompt_batch import pad_prompts
 from zim.prompts import POSITIVE, Prompt
+from zim.views import View, encode_views
 
 #: bytes of low-res candidates kept before duplicates are thinned out
 KEEP_BYTES = 1 << 29
@@ -65,6 +66,7 @@ class Candidate:
         box: 4, what is above the threshold, in the picture's pixels, to half a model pixel.
         crop: part of the picture that the model's frame shows.
         logits: m x m at stride 2 of the model frame; None when thinned out, then made again.
+        confirmed: whether a closer look found the same.
     """
 
     point: NDArray[np.float64]
@@ -74,28 +76,81 @@ class Candidate:
     box: NDArray[np.float64]
     crop: Box
     logits: Tensor | None
+    confirmed: bool = False
+
+
+class Look:
+    """A part of a picture in the model's frame."""
+
+    def __init__(self, model: ZimNetwork, rgb: NDArray[np.uint8], crop: Box) -> None:
+        """Encode a crop of a picture H x W x 3."""
+        x0, y0, x1, y1 = crop
+        self.model, self.crop = model, crop
+        self.view = View.of(np.ascontiguousarray(rgb[y0:y1, x0:x1]), model.config.image_size)
+        self.frame = self.view.frame
+        self.features = encode_views(model, [self.view])
+
+    def prompt(self, point: NDArray[np.float64], box: NDArray[np.float64] | None = None) -> Prompt:
+        """Return a click, and a box, of the picture's pixels as a prompt in those of the crop."""
+        offset = np.array(self.crop[:2], np.float64)
+        corners = None if box is None else (box - np.tile(offset, 2)).astype(np.float32)
+        click = (point - offset)[None].astype(np.float32)
+        return Prompt(click, np.array([POSITIVE]), corners)
+
+    def tokens(self, prompts: Sequence[Prompt]) -> TokenState:
+        """Decode prompts in the crop's pixels as far as their tokens."""
+        model = self.model
+        points, labels = pad_prompts(prompts, [self.frame] * len(prompts))
+        cues = None
+        if model.config.cue_planes:
+            from zim.cues import compute_cues
+
+            planes = compute_cues(
+                self.view.picture,
+                points,
+                labels,
+                model.config.image_size,
+                planes=model.config.cue_planes,
+            )
+            cues = torch.from_numpy(planes).to(model.device, model.dtype)
+        return model.decode_tokens(
+            self.features,
+            torch.from_numpy(points).to(model.device),
+            torch.from_numpy(labels).to(model.device),
+            cues=cues,
+        )
+
+    def judge(self, logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+        """Return stability n and boxes n x 4 in low-res cells of logits ``n m m``."""
+        height, width = self.frame.scaled
+        inside = logits[:, : (height + 1) // 2, : (width + 1) // 2]  # the rest shows padding
+        stability = stability_score(
+            inside, rules.mask_threshold, rules.stability_score_offset, rules.space
+        )
+        return stability, mask_cells(inside > logit(rules.mask_threshold))
+
+    def to_picture(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bring boxes ``... 4`` of low-res cells to the picture's pixels."""
+        (height, width), (scaled_height, scaled_width) = self.frame.original, self.frame.scaled
+        boxes = 2 * cells * np.array([width / scaled_width, height / scaled_height] * 2)
+        boxes = np.minimum(boxes, np.array([width, height] * 2))
+        return boxes + np.tile(self.crop[:2], 2)
 
 
 class ClickSearch:
     """Search one crop of a picture."""
 
-    def __init__(
-        self, predictor: ZimPredictor, rgb: NDArray[np.uint8], crop: Box, rules: Rules
-    ) -> None:
-        """Encode the crop; the predictor is used for nothing else meanwhile."""
-        self.predictor = predictor
-        self.model = predictor.model
-        self.rgb, self.crop, self.rules = rgb, crop, rules
-        self.cut = logit(rules.mask_threshold)
-        self._look_at(crop)
-        config = self.model.config
-        budget = batch_budget(self.model.device)
-        tokens, pixels = click_bytes(config, self.model.dtype.itemsize)
-        if not hasattr(self.model, "mask_decoder"):
+    def __init__(self, model: ZimNetwork, rgb: NDArray[np.uint8], crop: Box, rules: Rules) -> None:
+        """Encode the crop."""
+        self.model, self.rgb, self.crop, self.rules = model, rgb, crop, rules
+        self.look = Look(model, rgb, crop)
+        budget = batch_budget(model.device)
+        tokens, pixels = click_bytes(model.config, model.dtype.itemsize)
+        if not hasattr(model, "mask_decoder"):
             tokens = pixels  # ONNX graphs decode pixels along with the tokens
         self.step = rules.points_per_batch or min(BATCH_LIMIT, max(1, budget // tokens))
         self.pixels_step = min(self.step, max(1, budget // pixels))
-        self.logit_bytes = 4 * (config.image_size // 2) ** 2
+        self.logit_bytes = 4 * (model.config.image_size // 2) ** 2
 
     @torch.inference_mode()
     def run(self, grid: NDArray[np.float64]) -> list[Candidate]:
@@ -110,76 +165,17 @@ class ClickSearch:
         found = self._distinct(found)
         self._complete([c for c in found if c.logits is None])
         if self.model.config.framing:
-            found = [c for c in track(found, "looking closer") if self._look_closer(c)]
-            found = self._distinct(found)
+            found = self._distinct(self._confirmed(found))
         return found
 
-    def _look_at(self, crop: Box) -> None:
-        x0, y0, x1, y1 = crop
-        self.predictor.set_image(np.ascontiguousarray(self.rgb[y0:y1, x0:x1]))
-        self.seen = crop
-
-    @property
-    def _view(self) -> tuple[Frame, ImageFeatures, NDArray[np.uint8]]:
-        frame, features, image = (
-            self.predictor.frame,
-            self.predictor.features,
-            self.predictor.image,
-        )
-        assert frame is not None
-        assert features is not None
-        assert image is not None
-        return frame, features, image
-
-    def _state(self, prompts: Sequence[Prompt]) -> TokenState:
-        """Decode prompts in the pixels of what is being looked at as far as their tokens."""
-        frame, features, image = self._view
-        model = self.model
-        points, labels = pad_prompts(prompts, [frame] * len(prompts))
-        cues = None
-        if model.config.cue_planes:
-            from zim.cues import compute_cues
-
-            planes = compute_cues(
-                frame.resize(image),
-                points,
-                labels,
-                model.config.image_size,
-                planes=model.config.cue_planes,
-            )
-            cues = torch.from_numpy(planes).to(model.device, model.dtype)
-        return model.decode_tokens(
-            features,
-            torch.from_numpy(points).to(model.device),
-            torch.from_numpy(labels).to(model.device),
-            cues=cues,
-        )
-
-    def _click(self, point: NDArray[np.float64]) -> Prompt:
-        return Prompt((point - self.seen[:2])[None].astype(np.float32), np.array([POSITIVE]))
-
-    def _judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return stability n and boxes n x 4 in low-res cells of logits ``n m m``."""
-        height, width = self._view[0].scaled
-        inside = logits[:, : (height + 1) // 2, : (width + 1) // 2]  # the rest shows padding
-        rules = self.rules
-        stability = stability_score(
-            inside, rules.mask_threshold, rules.stability_score_offset, rules.space
-        )
-        return stability, mask_cells(inside > self.cut)
-
-    def _to_picture(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bring boxes ``... 4`` of low-res cells to the picture's pixels."""
-        frame = self._view[0]
-        (height, width), (scaled_height, scaled_width) = frame.original, frame.scaled
-        boxes = 2 * cells * np.array([width / scaled_width, height / scaled_height] * 2)
-        boxes = np.minimum(boxes, np.array([width, height] * 2))
-        return boxes + np.array([*self.seen[:2], *self.seen[:2]])
+    def _clicked(self, points: Iterable[NDArray[np.float64]]) -> TokenState:
+        """Decode clicks as far as their tokens."""
+        return self.look.tokens([self.look.prompt(point) for point in points])
 
     def _answers(self, points: NDArray[np.float64]) -> list[Candidate]:
         """Decode a batch of clicks; return the answers that are good, stable and not cut off."""
-        rules, features = self.rules, self._view[1]
-        state = self._state([self._click(point) for point in points])
+        rules, features = self.rules, self.look.features
+        state = self._clicked(points)
         iou = state.iou[:, rules.tokens]
         good = torch.ones_like(iou, dtype=torch.bool)
         if rules.pred_iou_thresh != 0:
@@ -191,7 +187,7 @@ class ClickSearch:
             which = good[rows]
             row, token = which.nonzero(as_tuple=True)
             logits = logits[which]
-            stability, cells = self._judge(logits)
+            stability, cells = self.look.judge(logits, rules)
             ok = cells[:, 2] > 0
             if rules.stability_score_thresh > 0:
                 ok &= stability >= rules.stability_score_thresh
@@ -199,7 +195,7 @@ class ClickSearch:
             # one transfer for all numbers of the batch
             columns = (rows[row], token, iou[rows][which], stability, *cells.unbind(1))
             table = torch.stack([c.double() for c in columns], 1)[kept].cpu().numpy()
-            boxes = self._to_picture(table[:, 4:])
+            boxes = self.look.to_picture(table[:, 4:])
             answers += [
                 Candidate(
                     point=points[int(values[0])],
@@ -243,50 +239,56 @@ class ClickSearch:
 
     def _complete(self, missing: Sequence[Candidate]) -> None:
         """Decode again what was thinned out and survived."""
-        features = self._view[1]
+        features = self.look.features
         for start in range(0, len(missing), self.pixels_step):
             part = missing[start : start + self.pixels_step]
-            state = self._state([self._click(c.point) for c in part])
+            state = self._clicked([c.point for c in part])
             logits = self.model.decode_pixels(features, state, self.rules.tokens)
             for row, candidate in enumerate(part):
                 candidate.logits = logits[row, candidate.token].clone()
 
-    def _look_closer(self, candidate: Candidate) -> bool:
+    def _confirmed(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Look closer at candidates, several at a time on a CPU; return those that are objects."""
+        at_once = 4 * workers() if self.model.device.type == "cpu" else 1
+        parts = [list(found[i : i + at_once]) for i in range(0, len(found), at_once)]
+        for part in track(parts, "looking closer"):
+            spread(self._look_closer, part)
+        return [candidate for candidate in found if candidate.confirmed]
+
+    def _look_closer(self, candidate: Candidate) -> None:
         """Ask again about the box that was found, on a crop round it (models with framing).
 
         The answer replaces the first one. Where it is poor, not stable or shows something else,
-        the first was no object but a patch of something: it is to be dropped (False).
+        the first was no object but a patch of something, and is not confirmed.
         """
         x0, y0, x1, y1 = self.crop
-        offset = np.array([x0, y0, x0, y0])
-        outer = Frame((y1 - y0, x1 - x0), self.model.config.image_size)
-        box = candidate.box - offset
-        window = Window.around(box, outer.original, self.model.config.framing)
+        model, rules = self.model, self.rules
+        outer = Frame((y1 - y0, x1 - x0), model.config.image_size)
+        box = candidate.box - np.array([x0, y0, x0, y0])
+        window = Window.around(box, outer.original, model.config.framing)
         window = window or Window(0, 0, x1 - x0, y1 - y0)
-        inner_crop = (x0 + window.x0, y0 + window.y0, x0 + window.x1, y0 + window.y1)
-        self._look_at(inner_crop)
-        frame, features, _ = self._view
-        click = self._click(candidate.point)
-        corners = (candidate.box - np.array([*inner_crop[:2], *inner_crop[:2]])).astype(np.float32)
-        state = self._state([Prompt(click.points, click.labels, corners)])
-        logits = self.model.decode_pixels(features, state, slice(0, 1))[0]
-        stability, cells = self._judge(logits)
+        crop = (x0 + window.x0, y0 + window.y0, x0 + window.x1, y0 + window.y1)
+        look = Look(model, self.rgb, crop)
+        state = look.tokens([look.prompt(candidate.point, candidate.box)])
+        logits = model.decode_pixels(look.features, state, slice(0, 1))[0]
+        stability, cells = look.judge(logits, rules)
         assert candidate.logits is not None
-        first = candidate.logits > self.cut
-        again = paste_low_res(logits, window, outer, frame)[0] > self.cut
+        cut = logit(rules.mask_threshold)
+        first = candidate.logits > cut
+        again = paste_low_res(logits, window, outer, look.frame)[0] > cut
         union = (first | again).sum().clamp_min(1)
         agree = float((first & again).sum() / union)
-        iou, rules = float(state.iou[0, 0]), self.rules
+        iou = float(state.iou[0, 0])
         if agree < AGREEMENT or not bool(cells[0, 2]):
-            return False
+            return
         if rules.pred_iou_thresh != 0 and iou <= rules.pred_iou_thresh + CLOSER_GAIN:
-            return False
+            return
         if rules.stability_score_thresh > 0 and not stability >= rules.stability_score_thresh:
-            return False
-        candidate.logits, candidate.crop = logits[0], inner_crop
+            return
+        candidate.logits, candidate.crop = logits[0], crop
         candidate.iou, candidate.stability = iou, float(stability)
-        candidate.box = self._to_picture(cells[0].double().cpu().numpy())
-        return True
+        candidate.box = look.to_picture(cells[0].double().cpu().numpy())
+        candidate.confirmed = True
 
 
 def click_bytes(config: ZimConfig, itemsize: int) -> tuple[int, int]:

@@ -388,10 +388,12 @@ def test_bad_parameters(model: zim.Zim, options: dict[str, Any], message: str) -
         ZimAutomaticMaskGenerator(model, **options)
 
 
-def test_a_predictor_is_taken_and_left_without_a_picture(predictor: zim.ZimPredictor) -> None:
-    predictor.set_image(picture())
+def test_a_predictor_is_taken_and_keeps_its_picture(predictor: zim.ZimPredictor) -> None:
+    mine = picture()[::-1].copy()
+    predictor.set_image(mine)
     ZimAutomaticMaskGenerator(predictor, 2).generate(picture())
-    assert predictor.image is None
+    assert predictor.image is not None
+    np.testing.assert_array_equal(predictor.image, mine)
 
 
 # Records
@@ -475,12 +477,12 @@ def test_a_second_look_is_the_predictors_answer_to_the_box(
     framing = nano_like.config
     nano_like.config = replace(framing, framing=0.0)
     grid = np.array([[0.5, 0.5], [0.2, 0.3]])
-    first = ClickSearch(predictor, image, (0, 0, 128, 96), rules).run(grid)
+    first = ClickSearch(nano_like, image, (0, 0, 128, 96), rules).run(grid)
     nano_like.config = framing
     assert first
     predictor.set_image(image)
     for candidate in first:
-        search = ClickSearch(predictor, image, (0, 0, 128, 96), rules)
+        search = ClickSearch(nano_like, image, (0, 0, 128, 96), rules)
         box, click = candidate.box.copy(), candidate.point.copy()
         with torch.inference_mode():
             search._look_closer(candidate)
@@ -492,6 +494,31 @@ def test_a_second_look_is_the_predictors_answer_to_the_box(
         assert candidate.logits is not None
         if candidate.crop == (0, 0, 128, 96):
             np.testing.assert_allclose(candidate.logits.numpy(), low[0], atol=1e-4)
+
+
+def test_closer_looks_side_by_side_find_what_one_after_the_other_finds(
+    nano_like: zim.Zim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(click_search, "AGREEMENT", 0.0)
+    image = picture(96, 128)
+
+    def found(threads: int) -> list[MaskRecord]:
+        monkeypatch.setattr(click_search, "workers", lambda: threads)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            generator = ZimAutomaticMaskGenerator(
+                nano_like, 4, pred_iou_thresh=0, stability_score_thresh=0
+            )
+            return generator.generate(image)
+        finally:
+            torch.set_num_threads(before)
+
+    one, two = found(1), found(2)
+    assert len(one) == len(two) > 2
+    for a, b in zip(one, two, strict=True):
+        assert a["point_coords"] == b["point_coords"]
+        np.testing.assert_allclose(a["alpha"], b["alpha"], atol=1e-4)
 
 
 def test_what_a_second_look_does_not_confirm_is_dropped(
