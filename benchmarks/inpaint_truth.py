@@ -31,8 +31,8 @@ import cv2
 import numpy as np
 
 from zim.images import load_image
-from zim.segmenters import load_segmenter
 from zim_inpaint import inpaint
+from zim_inpaint.finder import load_soft
 
 CASES, SEED, SIDE, RIM = 100, 20, 448, 8
 KINDS = ("soft", "k15", "hard")
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
                 continue
             matte = alpha
             if source != "truth":
-                nano = nano or load_segmenter(source)
+                nano = nano or load_soft(source)
                 ys, xs = np.nonzero(alpha > 0.02)
                 box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
                 nano.set_image(image)

@@ -284,7 +284,7 @@ def test_a_model_that_finds_nothing_removes_nothing(
             assert kwargs["point_coords"].shape == (10, 2)
             return np.zeros((1, *self.size), np.float32), np.ones(1), None
 
-    monkeypatch.setattr("zim.segmenters.load_segmenter", lambda name, **kwargs: Blind())
+    monkeypatch.setattr("zim_inpaint.finder.load_segmenter", lambda name, **kwargs: Blind())
     output = tmp_path / "out"
     assert main(words(coco, tiny_clip, output, "--models", "blind")) == 0
     mean = json.loads(capsys.readouterr().out)["metrics"]["blind"]

@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> Report:
         apply_runtime(args)
         from zim.api import choose_device
         from zim.batch import weights_hash
-        from zim.segmenters import load_segmenter
         from zim_inpaint.backends import get_filler
         from zim_inpaint.clip_metrics import Clip
         from zim_inpaint.coco import Filter, read_coco
         from zim_inpaint.evaluate import TRUTH, Settings, evaluate
+        from zim_inpaint.finder import load_soft
 
         which = Filter(0, 0, 1) if args.all else Filter(args.min_side, args.min_area, args.max_box)
         root = Path(args.coco).expanduser()
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> Report:
     loaders = {
         name: None
         if name == TRUTH
-        else functools.partial(load_segmenter, name, device=args.device, dtype=args.dtype)
+        else functools.partial(load_soft, name, device=args.device, dtype=args.dtype)
         for name in models
     }
     with timed(report.seconds, "score"), progress_on_stderr():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from zim import plugins
 from zim.errors import ImageError, PromptError, ZimError
 from zim.images import read_alpha
+from zim.predictor import ZimPredictor
 from zim.prompt_files import read_prompt
 from zim.prompt_json import ObjectPrompt
 from zim.prompts import Prompt
@@ -73,7 +75,7 @@ class Finder:
             boxes = self._boxes(image, words)
             asked += [Prompt.create((height, width), box=box) for box in boxes]
         if self._segmenter is None:
-            self._segmenter = load_segmenter(self._model, device=self._device, dtype=self._dtype)
+            self._segmenter = load_soft(self._model, device=self._device, dtype=self._dtype)
         self._segmenter.set_image(image)
         union = np.zeros((height, width), np.float32)
         scores: list[float] = []
@@ -101,6 +103,23 @@ class Finder:
         if not found:
             raise PromptError(f"nothing in the picture answers {words!r}; click with --points")
         return [tuple(detection.box) for detection in found]
+
+
+def load_soft(model: str, *, device: str = "auto", dtype: str = "auto") -> Segmenter:
+    """Load a model whose mattes end as softly as it draws them.
+
+    ``ZimConfig.sharpen`` makes sure mattes end closer to the object, by which a cut-out gains; of
+    what is removed the faint rim has to go as well.
+
+    Args:
+        model: a name for :func:`zim.segmenters.load_segmenter`.
+        device: as there.
+        dtype: as there.
+    """
+    segmenter = load_segmenter(model, device=device, dtype=dtype)
+    if isinstance(segmenter, ZimPredictor):
+        segmenter.model.config = replace(segmenter.model.config, sharpen=1.0)
+    return segmenter
 
 
 def read_matte(file: str, size: tuple[int, int], *, resize: bool = False) -> NDArray[np.float32]:
