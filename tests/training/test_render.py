@@ -18,14 +18,14 @@ from zim.testing import TINY_NANO
 from zim_training import cli
 from zim_training.data import pack as packing
 from zim_training.data.resample import blurring, placing, resampled
-from zim_training.data.resident import SLOTS
+from zim_training.data.resident import SLOTS, ResidentPack
 from zim_training.data.variation import jpeg
 from zim_training.matte import MatteConfig, MatteTrainer, forward
 from zim_training.prompts import KINDS
 from zim_training.render import layers as layering
 from zim_training.render.batches import RenderedScenes
 from zim_training.render.prompts import chosen_cells, depths, draw_prompts
-from zim_training.render.scenes import _laid, draw_layout, draw_scenes
+from zim_training.render.scenes import _laid, draw_layout, draw_scenes, recropped
 
 SIDE = 64
 NETWORK = replace(TINY_NANO, cue_planes=CUE_PLANES)
@@ -263,6 +263,32 @@ def test_targets_show(rendered: RenderedScenes) -> None:
         assert scenes.image.flatten(1).std(1).min() > 0
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 22), (40, 64)])
+def test_cut_scenes_keep_pictures_and_mattes_together(folder: Path, size: tuple[int, int]) -> None:
+    pack = ResidentPack(folder / "train", CPU)
+    rows = pack.store.rows
+    height, width = size
+    rows["size"][:] = torch.tensor(size, dtype=torch.int16)
+    rows["image"][:] = 0  # what is beside the picture
+    rows["image"][:, :height, :width] = 90
+    rows["alpha"][:] = 0
+    spot = (slice(4, 14), slice(5, 15))
+    rows["image"][:, spot[0], spot[1]] = 200
+    rows["alpha"][:, :, spot[0], spot[1]] = 255
+    for seed in range(12):
+        scenes = recropped(pack.store, 6, np.random.default_rng(seed))
+        alpha = scenes.alphas[torch.arange(6), scenes.first]
+        # the target is there, as large as the cut makes it
+        scale = alpha.sum((1, 2)).sqrt() / 10
+        assert (scale > 0.6 * 64 / min(size)).all()
+        assert (scale < 64 / min(size) / 0.6).all()
+        for picture, matte in zip(scenes.image, alpha, strict=True):
+            light = picture.mean(0)
+            assert float(light[matte > 0.99].mean()) > float(light[matte < 0.01].mean()) + 10
+            # nothing of what is beside the picture
+            assert float(light[matte < 0.01].quantile(0.02)) > 1
+
+
 def test_the_same_seed_draws_the_same_batch_and_another_another(rendered: RenderedScenes) -> None:
     first, again, other = (rendered.draw(3, np.random.default_rng(k)) for k in (1, 1, 2))
     for name in ("image", "alpha", "points", "labels", "cues", "mask"):
@@ -297,14 +323,21 @@ def test_layers_are_the_same_whoever_draws_them(folder: Path, collection: Path) 
 def test_a_run_that_renders_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     def trainer(run: str, resume: bool = False) -> MatteTrainer:
         config = MatteConfig(
-            steps=4, scenes=3, render=0.5, resident=True, precision="float32", warm_up=1
+            steps=4,
+            scenes=4,
+            render=0.5,
+            recrop=0.5,
+            resident=True,
+            precision="float32",
+            warm_up=1,
         )
         return MatteTrainer(config, folder, tmp_path / run, resume, NETWORK)
 
     whole = trainer("whole")
     batch = whole._batch(0)
-    assert len(batch.image) == 3
-    assert batch.scene.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(batch.image) == 4
+    assert batch.scene.tolist() == [k for k in range(4) for _ in range(SLOTS)]
+    assert batch.slots == SLOTS
     whole.fit()
     part = trainer("part")
     for _ in range(2):
@@ -322,6 +355,7 @@ def test_what_is_missing_or_out_of_range_is_said(folder: Path, tmp_path: Path) -
     for wrong, message in (
         (MatteConfig(render=1.5, resident=True), "share from 0 to 1"),
         (MatteConfig(render=0.5), "resident"),
+        (MatteConfig(recrop=-0.1, resident=True), "recrop -0.1"),
     ):
         with pytest.raises(ConfigError, match=message):
             MatteTrainer(wrong, folder, tmp_path / "run", network=NETWORK)

@@ -30,7 +30,7 @@ from zim_training.data.prefetch import Lookahead
 from zim_training.data.resident import ResidentPack
 from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
-from zim_training.render.batches import RenderedScenes
+from zim_training.render.batches import Drawn, RecroppedScenes, RenderedScenes
 from zim_training.state import is_state, load_state
 
 
@@ -60,6 +60,7 @@ class MatteConfig:
     compile: bool = False  # fuse a step's kernels; the first step takes a minute or more
     graphs: bool = False  # record them on a GPU, which then waits for nobody to start each
     render: float = 0.0  # share of the scenes that the device composes anew from layers
+    recrop: float = 0.0  # of the pack's scenes, share that it cuts and asks anew
     save_minutes: float = 2.0
     eval_minutes: float = 6.0
     eval_scenes: int = 96
@@ -100,10 +101,12 @@ class MatteTrainer:
             raise ConfigError(f"scenes {config.scenes}: expected at least one a step")
         if config.compile and not config.resident:
             raise ConfigError("compile needs resident batches, whose shapes stay the same")
-        if not 0 <= config.render <= 1:
-            raise ConfigError(f"render {config.render}: expected a share from 0 to 1")
-        if config.render and not config.resident:
-            raise ConfigError("rendered scenes need a resident pack beside them")
+        for name in ("render", "recrop"):
+            share = getattr(config, name)
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name} {share}: expected a share from 0 to 1")
+            if share and not config.resident:
+                raise ConfigError(f"{name} needs a resident pack; set resident, too")
         if config.graphs and not config.compile:
             raise ConfigError("graphs are recorded of compiled steps; set compile, too")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
@@ -147,12 +150,16 @@ class MatteTrainer:
             self.step = self.warm_from = state["step"]
         if resume:
             self._load(checkpoint.read(run / "last.pt"))
-        self.pack = (
-            ResidentPack(data / "train", self.device) if config.resident else Pack(data / "train")
-        )
-        self.rendered = (
-            RenderedScenes(data / "layers", self.device, side) if config.render else None
-        )
+        self.pack: Pack | ResidentPack = Pack(data / "train")
+        self.drawn: list[tuple[float, Drawn]] = []  # what the device draws itself, and how much
+        if config.resident:
+            self.pack = ResidentPack(data / "train", self.device)
+            rest = 1 - config.render
+            self.drawn.append((config.recrop * rest, RecroppedScenes(self.pack)))
+        self.rendered = None
+        if config.render:
+            self.rendered = RenderedScenes(data / "layers", self.device, side)
+            self.drawn.append((config.render, self.rendered))
 
     def progress(self) -> float:
         """Return how much of the schedule is done, 0 to 1."""
@@ -199,14 +206,15 @@ class MatteTrainer:
     def _batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.config.seed, step))
-        scenes = self.config.scenes
-        if self.rendered is None:
-            return self.pack.draw(scenes, rng)
-        new = round(scenes * self.config.render)
-        if new == scenes:
-            return self.rendered.draw(new, rng)
-        known = self.pack.draw(scenes - new, rng)
-        return joined(known, self.rendered.draw(new, rng)) if new else known
+        left, batches = self.config.scenes, []
+        for share, source in self.drawn:
+            count = round(self.config.scenes * share)
+            if count:
+                batches.append(source.draw(count, rng))
+            left -= count
+        if left > 0:
+            batches.append(self.pack.draw(left, rng))
+        return joined(batches) if len(batches) > 1 else batches[0]
 
     def train_step(self) -> Tensor:
         """Draw a batch, take one optimiser step, return the mean loss of token 0."""

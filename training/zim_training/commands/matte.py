@@ -60,6 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="packs: share of the scenes of every step that the device composes anew from the "
         "layers of zim-train data synth --layers; needs --resident, best on a GPU [0]",
     )  # fmt: skip
+    parser.add_argument(
+        "--recrop", type=float, default=0.0, metavar="SHARE",
+        help="packs: of the pack's scenes, share the device cuts and asks anew; see --render [0]",
+    )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
     add_flags(parser, TrainConfig, skip=("seed",))
@@ -142,14 +146,19 @@ def _pack_config(args: argparse.Namespace) -> MatteConfig:
         takes = ", ".join("--" + name for name in PACK_FLAGS)
         raise UsageError(
             f"training on packs (--preset nano) does not take {flags}; it takes {takes}, "
-            "--minutes, --scenes, --stop-after, --resident, --compile, --graphs and --render"
+            "--minutes, --scenes, --stop-after, --resident, --compile, --graphs, --render, --recrop"
         )
     from zim.api import choose_device
     from zim_training.matte import MatteConfig
 
     init, resident = getattr(args, "init", "none"), args.resident
     if resident is None:
-        resident = args.compile or args.render > 0 or choose_device(args.device).type == "cuda"
+        resident = (
+            args.compile
+            or args.render > 0
+            or args.recrop > 0
+            or choose_device(args.device).type == "cuda"
+        )
     return MatteConfig(
         preset=args.preset or "nano",
         minutes=args.minutes,
@@ -165,4 +174,5 @@ def _pack_config(args: argparse.Namespace) -> MatteConfig:
         compile=args.compile,
         graphs=args.graphs,
         render=args.render,
+        recrop=args.recrop,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +67,16 @@ class Batch:
         return lone & ~(self.labels == 0).any(1) & ~(self.labels >= 2).any(1) & ~self.has_mask
 
 
-def joined(first: Batch, second: Batch) -> Batch:
-    """Put two batches with as many prompts per scene into one."""
-    parts = {}
-    for field in dataclasses.fields(first):
-        if field.name != "slots":
-            pair = [getattr(first, field.name), getattr(second, field.name)]
-            parts[field.name] = torch.cat(pair)
-    parts["scene"][len(first.scene) :] += len(first.image)
-    return Batch(**parts, slots=first.slots if first.slots == second.slots else 0)
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Put batches into one."""
+    parts: dict[str, Tensor] = {}
+    for field in dataclasses.fields(Batch):
+        if field.name not in ("slots", "scene"):
+            parts[field.name] = torch.cat([getattr(batch, field.name) for batch in batches])
+    before = np.cumsum([0, *(len(batch.image) for batch in batches)])
+    scene = [batch.scene + int(n) for batch, n in zip(batches, before, strict=False)]
+    slots = {batch.slots for batch in batches}
+    return Batch(**parts, scene=torch.cat(scene), slots=slots.pop() if len(slots) == 1 else 0)
 
 
 def finished_shards(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,17 +13,26 @@ from torch import Tensor
 from zim.errors import ConfigError
 from zim_training.data.loader import Batch, finished_shards
 from zim_training.data.pack import EXTRA_KINDS
-from zim_training.data.resident import SLOTS
+from zim_training.data.resident import SLOTS, ResidentPack
 from zim_training.data.store import ResidentStore
 from zim_training.data.variation import to_device
 from zim_training.prompts import KINDS
 from zim_training.render.cues import DeviceCues
 from zim_training.render.prompts import CLICKS, draw_prompts
-from zim_training.render.scenes import Rendered, draw_scenes
+from zim_training.render.scenes import Rendered, draw_scenes, recropped
 
 Array = NDArray[Any]
+Rng = np.random.Generator
 
 _BOX = KINDS.index("box")
+
+
+class Drawn(Protocol):
+    """What draws batches."""
+
+    def draw(self, count: int, rng: Rng) -> Batch:
+        """Draw so many scenes, each with ``SLOTS`` prompts."""
+        ...
 
 
 class RenderedScenes:
@@ -50,45 +59,61 @@ class RenderedScenes:
         self.layers = ResidentStore(folder, device, capacity)
         self.refresh = self.layers.refresh
 
-    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+    def draw(self, count: int, rng: Rng) -> Batch:
         """Draw scenes, each with a box and a click for its framed object and one more prompt."""
-        scenes = draw_scenes(self.layers, count, self.side, rng)
-        describe = DeviceCues(scenes.image).describe
-        kinds, targets = self._questions(rng, scenes)
-        number = torch.arange(scenes.alphas.shape[1], device=self.device)
-        columns: dict[str, list[Tensor]] = {}
-        for kind, target in zip(kinds, targets, strict=True):
-            meant = (number == target[:, None])[..., None, None]
-            alpha, others = ((scenes.alphas * which).amax(1) for which in (meant, ~meant))
-            drawn = draw_prompts(rng, kind, alpha, others)
-            clicked = drawn.labels if kind[0] != _BOX else drawn.labels[:, CLICKS:]
-            points = drawn.points[:, -clicked.shape[1] :]
-            cues = describe(points, clicked, drawn.mask, drawn.has_mask)
-            for name, values in (vars(drawn) | {"cues": cues, "alpha": alpha[:, None]}).items():
-                columns.setdefault(name, []).append(values)
-        joined = {name: torch.stack(values, 1).flatten(0, 1) for name, values in columns.items()}
-        half = self.side // 2
-        return Batch(
-            image=scenes.image,
-            inside=torch.ones(count, 1, half, half, device=self.device),
-            scene=torch.arange(count, device=self.device).repeat_interleave(SLOTS),
-            kind=to_device(np.stack(kinds, 1).reshape(-1), self.device),
-            size=torch.full((count, 2), self.side, device=self.device),
-            slots=SLOTS,
-            **joined,
-        )
+        return asked(draw_scenes(self.layers, count, self.side, rng), rng)
 
-    def _questions(
-        self, rng: np.random.Generator, scenes: Rendered
-    ) -> tuple[list[Array], list[Tensor]]:
-        """Choose what is asked: kinds and targets, slot by slot."""
-        count = len(scenes.image)
-        names = np.array([KINDS.index(name) for name in EXTRA_KINDS])
-        weights = np.array(list(EXTRA_KINDS.values()))
-        extra = names[rng.choice(len(names), count, p=weights / weights.sum())]
-        kinds = [np.full(count, _BOX), np.full(count, KINDS.index("click")), extra]
-        # the third prompt may mean anything that shows; the whole picture means the framed object
-        lots = to_device(rng.random(scenes.shown.shape), self.device)
-        other = (lots * scenes.shown).argmax(1)
-        whole = to_device(extra == KINDS.index("whole"), self.device)
-        return kinds, [scenes.first, scenes.first, torch.where(whole, scenes.first, other)]
+
+class RecroppedScenes:
+    """Scenes of a resident pack, cut and asked anew, so that few photographs give many pictures."""
+
+    def __init__(self, pack: ResidentPack) -> None:
+        """Take the pack's scenes; its prompts and cues are not used."""
+        self.pack = pack
+
+    def draw(self, count: int, rng: Rng) -> Batch:
+        """Draw scenes and prompts as :meth:`RenderedScenes.draw` does."""
+        return asked(recropped(self.pack.store, count, rng), rng)
+
+
+def asked(scenes: Rendered, rng: Rng) -> Batch:
+    """Ask for what is in scenes: a box and a click for the framed object and one more prompt."""
+    count, side, device = len(scenes.image), scenes.image.shape[-1], scenes.image.device
+    describe = DeviceCues(scenes.image).describe
+    kinds, targets = _questions(rng, scenes)
+    number = torch.arange(scenes.alphas.shape[1], device=device)
+    columns: dict[str, list[Tensor]] = {}
+    for kind, target in zip(kinds, targets, strict=True):
+        meant = (number == target[:, None])[..., None, None]
+        alpha, others = ((scenes.alphas * which).amax(1) for which in (meant, ~meant))
+        drawn = draw_prompts(rng, kind, alpha, others)
+        # where there are boxes alone, no click has to be looked for
+        used = slice(CLICKS if kind[0] == _BOX else 0, None)
+        points, labels = drawn.points[:, used], drawn.labels[:, used]
+        cues = describe(points, labels, drawn.mask, drawn.has_mask)
+        for name, values in (vars(drawn) | {"cues": cues, "alpha": alpha[:, None]}).items():
+            columns.setdefault(name, []).append(values)
+    joined = {name: torch.stack(values, 1).flatten(0, 1) for name, values in columns.items()}
+    return Batch(
+        image=scenes.image,
+        inside=torch.ones(count, 1, side // 2, side // 2, device=device),
+        scene=torch.arange(count, device=device).repeat_interleave(SLOTS),
+        kind=to_device(np.stack(kinds, 1).reshape(-1), device),
+        size=torch.full((count, 2), side, device=device),
+        slots=SLOTS,
+        **joined,
+    )
+
+
+def _questions(rng: Rng, scenes: Rendered) -> tuple[list[Array], list[Tensor]]:
+    """Choose what is asked: kinds and targets, slot by slot."""
+    count, device = len(scenes.image), scenes.image.device
+    names = np.array([KINDS.index(name) for name in EXTRA_KINDS])
+    weights = np.array(list(EXTRA_KINDS.values()))
+    extra = names[rng.choice(len(names), count, p=weights / weights.sum())]
+    kinds = [np.full(count, _BOX), np.full(count, KINDS.index("click")), extra]
+    # the third prompt may mean anything that shows; the whole picture means the framed object
+    lots = to_device(rng.random(tuple(scenes.shown.shape)), device)
+    other = (lots * scenes.shown).argmax(1)
+    whole = to_device(extra == KINDS.index("whole"), device)
+    return kinds, [scenes.first, scenes.first, torch.where(whole, scenes.first, other)]

@@ -102,6 +102,38 @@ def draw_scenes(layers: ResidentStore, count: int, side: int, rng: Rng) -> Rende
     return Rendered(_taken(rng, canvas * 255.0), alphas, first, shown)
 
 
+def recropped(scenes: ResidentStore, count: int, rng: Rng) -> Rendered:
+    """Cut squares out of the scenes of a pack, each about a target.
+
+    Args:
+        scenes: of :class:`zim_training.data.resident.ResidentPack`.
+        count: how many.
+        rng: what everything follows from, beside what is there.
+    """
+    device, rows = scenes.device, scenes.rows
+    where = to_device(rng.integers(scenes.count, size=count), device)
+    pictures = rows["image"][where].permute(0, 3, 1, 2).float()
+    alphas = rows["alpha"][where].float() / 255.0
+    size, side = rows["size"][where].float(), pictures.shape[-1]
+    cut = size.amin(1) * to_device(rng.uniform(0.65, 1.0, count), device)
+    # the middle of the first target, or near it, as far as the picture reaches
+    weight = alphas[:, 0] / alphas[:, 0].sum((1, 2), keepdim=True).clamp_min(1e-6)
+    line = torch.arange(side, device=device) + 0.5
+    middle = torch.stack([(weight.sum(2) * line).sum(1), (weight.sum(1) * line).sum(1)], 1)
+    middle = middle + to_device(rng.uniform(-0.25, 0.25, (count, 2)), device) * cut[:, None]
+    start = torch.minimum((middle - cut[:, None] / 2).clamp_min(0), size - cut[:, None])
+    down, across = start.unbind(1)
+    flip = to_device(rng.random(count) < 0.5, device)
+    across = torch.where(flip, side - across - cut, across)  # the frame is mirrored, then cut
+    scale = side / cut
+    lines = rows_to_one(placing(-down * scale, scale, side, side, torch.zeros_like(flip)))
+    columns = rows_to_one(placing(-across * scale, scale, side, side, flip))
+    pictures = resampled(pictures, lines, columns)
+    alphas = resampled(alphas, lines, columns).clamp(0, 1)
+    first, shown = _targets(alphas, torch.zeros(count, dtype=torch.long, device=device))
+    return Rendered(_taken(rng, pictures, 0.5), alphas, first, shown)
+
+
 def _multiplied(pictures: Tensor) -> Tensor:
     """``n h w 4`` bytes to ``n 4 h w`` in [0, 1], colours times alpha."""
     pictures = pictures.permute(0, 3, 1, 2).float() / 255.0
@@ -229,9 +261,9 @@ def _targets(alphas: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
     return first, shown | (number == first[:, None])
 
 
-def _taken(rng: Rng, image: Tensor) -> Tensor:
-    """Damage pictures as cameras and files do."""
-    image = dimmed(rng, image, 0.15)
-    image = softened(rng, image, 0.15)
+def _taken(rng: Rng, image: Tensor, strength: float = 1.0) -> Tensor:
+    """Damage pictures as cameras and files do; those that are photographs already less often."""
+    image = dimmed(rng, image, 0.15 * strength)
+    image = softened(rng, image, 0.15 * strength)
     image = tinted(rng, image)
-    return compressed(rng, image, 0.4)
+    return compressed(rng, image, 0.4 * strength)
