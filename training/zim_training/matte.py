@@ -30,7 +30,7 @@ from zim_training.data.prefetch import Lookahead
 from zim_training.data.resident import ResidentPack
 from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
-from zim_training.render.batches import Drawn, RecroppedScenes, RenderedScenes
+from zim_training.render.batches import RecroppedScenes, RenderedScenes
 from zim_training.state import is_state, load_state
 
 
@@ -107,6 +107,7 @@ class MatteTrainer:
                 raise ConfigError(f"{name} {share}: expected a share from 0 to 1")
             if share and not config.resident:
                 raise ConfigError(f"{name} needs a resident pack; set resident, too")
+        self.rendering, self.recropping = drawn_scenes(config)
         if config.graphs and not config.compile:
             raise ConfigError("graphs are recorded of compiled steps; set compile, too")
         self.dev = Pack(data / "dev") if (data / "dev" / "pack.json").is_file() else None
@@ -150,16 +151,15 @@ class MatteTrainer:
             self.step = self.warm_from = state["step"]
         if resume:
             self._load(checkpoint.read(run / "last.pt"))
-        self.pack: Pack | ResidentPack = Pack(data / "train")
-        self.drawn: list[tuple[float, Drawn]] = []  # what the device draws itself, and how much
+        self.pack: Pack | ResidentPack
+        self.recropped = self.rendered = None
         if config.resident:
             self.pack = ResidentPack(data / "train", self.device)
-            rest = 1 - config.render
-            self.drawn.append((config.recrop * rest, RecroppedScenes(self.pack)))
-        self.rendered = None
-        if config.render:
+            self.recropped = RecroppedScenes(self.pack)
+        else:
+            self.pack = Pack(data / "train")
+        if self.rendering:
             self.rendered = RenderedScenes(data / "layers", self.device, side)
-            self.drawn.append((config.render, self.rendered))
 
     def progress(self) -> float:
         """Return how much of the schedule is done, 0 to 1."""
@@ -206,14 +206,12 @@ class MatteTrainer:
     def _batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.config.seed, step))
-        left, batches = self.config.scenes, []
-        for share, source in self.drawn:
-            count = round(self.config.scenes * share)
-            if count:
-                batches.append(source.draw(count, rng))
-            left -= count
-        if left > 0:
-            batches.append(self.pack.draw(left, rng))
+        left = self.config.scenes - self.rendering - self.recropping
+        batches = [self.pack.draw(left, rng)] if left else []
+        if self.recropped and self.recropping:
+            batches.append(self.recropped.draw(self.recropping, rng))
+        if self.rendered:
+            batches.append(self.rendered.draw(self.rendering, rng))
         return joined(batches) if len(batches) > 1 else batches[0]
 
     def train_step(self) -> Tensor:
@@ -302,6 +300,22 @@ class MatteTrainer:
     def _log(self, **record: object) -> None:
         shared = {"step": self.step, "minutes": round(self.seconds / 60, 2), "pack": len(self.pack)}
         checkpoint.append_line(self.run / "metrics.jsonl", shared | record)
+
+
+def drawn_scenes(config: MatteConfig) -> tuple[int, int]:
+    """Return how many scenes of a step are rendered, and how many of the pack's cut anew.
+
+    Raises:
+        ConfigError: a share comes to no scene.
+    """
+    rendering = int(config.scenes * config.render + 0.5)
+    left = config.scenes - rendering
+    recropping = int(left * config.recrop + 0.5)
+    for name, count, of in (("render", rendering, config.scenes), ("recrop", recropping, left)):
+        share = getattr(config, name)
+        if share and not count:
+            raise ConfigError(f"{name} {share} of {of} scenes is none; raise it or --scenes")
+    return rendering, recropping
 
 
 def initial_weights(name: str, network: ZimConfig) -> dict[str, Tensor]:

@@ -74,6 +74,9 @@ def run(args: argparse.Namespace) -> Report:
     packs = args.data and (Path(args.data) / "train" / "pack.json").is_file()
     if packs or args.preset == "nano":
         return _run_packs(args)
+    for name in ("render", "recrop"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} is for packs (--preset nano); {args.data} holds none")
     preset = args.preset or ("finetune" if hasattr(args, "init") else "default")
     config = chosen(args, TrainConfig, PRESETS[preset])
     if args.seed:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim.errors import ConfigError
 from zim_training.data import procedural
 from zim_training.data.natural import SegmentReader, read_rgb, soften
 from zim_training.data.outlines import outline, read_outlines
@@ -66,6 +67,9 @@ class SceneMaker:
             side: of the frame in pixels.
             natural: share of scenes that are photographs with labelled regions.
             outlined: of those, the share taken from ``outlines.json``.
+
+        Raises:
+            ConfigError: photographs alone are wanted and there are none.
         """
         self.root, self.side, self.natural = root, side, natural
         self.photos = list_sources(root, "photos", split)
@@ -78,6 +82,11 @@ class SceneMaker:
             "ccp": [s for s in segments if s.group.startswith("ccp")],
             "other": [s for s in segments if s.group.startswith("nuclei")],
         }
+        if natural >= 1 and not outlined and not any(self.segments.values()):
+            raise ConfigError(
+                f"{root} has no photographs with labelled regions (segments/images); natural 1 "
+                "asks for nothing else"
+            )
         objects = list_sources(root, "foregrounds", split)
         self.cuts = [s for s in objects if "/cut_" in s.file]
         self.emojis = [s for s in objects if "/cut_" not in s.file]

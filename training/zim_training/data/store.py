@@ -20,8 +20,6 @@ from torch import Tensor
 from zim.errors import ConfigError
 from zim_training.data.loader import finished_shards
 
-#: share of a GPU's free memory that scenes may take
-_SHARE = 0.55
 #: shards that are read ahead at a time
 _AHEAD = 4
 
@@ -43,15 +41,17 @@ class ResidentStore:
         device: torch.device,
         capacity: int = 0,
         arrange: Callable[[Arrays], Arrays] = dict,
+        share: float = 0.55,
     ) -> None:
         """Take in the shards that are finished.
 
         Args:
             folder: of the shards.
             device: where they stay.
-            capacity: most rows at a time; 0 takes what 55 % of a GPU's free memory holds, or on a
-                CPU as many as there are.
+            capacity: most rows at a time; 0 takes what a share of a GPU's free memory holds, or on
+                a CPU as many as there are.
             arrange: brings a shard's arrays into rows that belong together.
+            share: of a GPU's free memory that may be taken.
 
         Raises:
             ConfigError: a shard is damaged.
@@ -59,7 +59,7 @@ class ResidentStore:
         self.folder, self.device, self.capacity = folder, device, capacity
         self.rows: dict[str, Tensor] = {}
         self.count = self._next = 0
-        self._arrange = arrange
+        self._arrange, self._share = arrange, share
         self._readers = ThreadPoolExecutor(_AHEAD, "shards")
         self._listed: set[str] = set()
         self._new: deque[Path] = deque()  # finished, never here
@@ -122,7 +122,7 @@ class ResidentStore:
         if not self.capacity and self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             each = sum(a[0].nbytes for a in arrays.values())
-            self.capacity = max(1, int(_SHARE * free / each))
+            self.capacity = max(1, int(self._share * free / each))
         room = self.capacity or len(next(iter(arrays.values())))
         for key, values in arrays.items():
             kind = torch.from_numpy(values[:1]).dtype

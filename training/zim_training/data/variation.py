@@ -116,7 +116,7 @@ def jpeg(image: Tensor, quality: Tensor) -> Tensor:
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
 
     def quantised(planes: Tensor, table: str) -> Tensor:
-        steps = torch.tensor([float(v) for v in table.split()], device=device).view(8, 8)
+        steps = to_device(np.array(table.split(), np.float32).reshape(8, 8), device)
         steps = ((steps * scale + 50) / 100).floor().clamp(1, 255)
         n, c, h, w = planes.shape
         blocks = planes.reshape(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zim.errors import ConfigError
-from zim_training.data.loader import Batch, finished_shards
+from zim_training.data.loader import Batch
 from zim_training.data.pack import EXTRA_KINDS
 from zim_training.data.resident import SLOTS, ResidentPack
 from zim_training.data.store import ResidentStore
 from zim_training.data.variation import to_device
 from zim_training.prompts import KINDS
 from zim_training.render.cues import DeviceCues
+from zim_training.render.layers import check_layers, layer_rows
 from zim_training.render.prompts import CLICKS, draw_prompts
 from zim_training.render.scenes import Rendered, draw_scenes, recropped
 
@@ -25,14 +25,8 @@ Array = NDArray[Any]
 Rng = np.random.Generator
 
 _BOX = KINDS.index("box")
-
-
-class Drawn(Protocol):
-    """What draws batches."""
-
-    def draw(self, count: int, rng: Rng) -> Batch:
-        """Draw so many scenes, each with ``SLOTS`` prompts."""
-        ...
+#: of a GPU's free memory, what layers may take beside a pack
+_SHARE = 0.25
 
 
 class RenderedScenes:
@@ -45,18 +39,14 @@ class RenderedScenes:
             folder: of the layers (``zim-train data synth --layers``).
             device: where they stay and scenes are drawn.
             side: of the frame in pixels, a multiple of 64.
-            capacity: as for :class:`zim_training.data.store.ResidentStore`; a layer of 256 pixels
-                takes 0.46 MB.
+            capacity: most layers at a time, as for :class:`ResidentStore`; one takes 0.7 MB.
 
         Raises:
-            ConfigError: no layers, or none finished.
+            ConfigError: no layers, none finished, or those of another generator.
         """
-        if not (folder / "pack.json").is_file() or not finished_shards(folder):
-            raise ConfigError(
-                f"{folder} holds no finished layers; write them with: zim-train data synth --layers"
-            )
-        self.device, self.side = device, side
-        self.layers = ResidentStore(folder, device, capacity)
+        check_layers(folder)
+        self.side = side
+        self.layers = ResidentStore(folder, device, capacity, layer_rows, _SHARE)
         self.refresh = self.layers.refresh
 
     def draw(self, count: int, rng: Rng) -> Batch:
@@ -88,7 +78,7 @@ def asked(scenes: Rendered, rng: Rng) -> Batch:
         alpha, others = ((scenes.alphas * which).amax(1) for which in (meant, ~meant))
         drawn = draw_prompts(rng, kind, alpha, others)
         # where there are boxes alone, no click has to be looked for
-        used = slice(CLICKS if kind[0] == _BOX else 0, None)
+        used = slice(CLICKS if (kind == _BOX).all() else 0, None)
         points, labels = drawn.points[:, used], drawn.labels[:, used]
         cues = describe(points, labels, drawn.mask, drawn.has_mask)
         for name, values in (vars(drawn) | {"cues": cues, "alpha": alpha[:, None]}).items():

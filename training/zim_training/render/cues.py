@@ -16,8 +16,19 @@ from torch.nn import functional as F
 
 from zim.classical import border_strip
 from zim.cues import CUE_PLANES
+from zim_training.data.variation import to_device
 
 _BINS = 16
+#: linear RGB to XYZ relative to D65's white
+_TO_XYZ = np.array(
+    [
+        [0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754],
+    ]
+)
+#: what Lab is divided by, and moved by before, to lie in 0 to 1
+_RANGE = np.array([[100.0, 160.0, 160.0], [0.0, 80.0, 80.0]])
 
 
 class DeviceCues:
@@ -70,14 +81,7 @@ class DeviceCues:
 def lab_of(rgb: Tensor) -> Tensor:
     """CIE Lab (D65) of sRGB ``n 3 h w`` in [0, 1]: L in 0..100, as OpenCV has it."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_xyz = torch.tensor(
-        [
-            [0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754],
-        ],
-        device=rgb.device,
-    )
+    to_xyz = to_device(_TO_XYZ, rgb.device)
     xyz = torch.einsum("ij,njhw->nihw", to_xyz, linear)
     f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)
@@ -127,7 +131,7 @@ def _weights(
 
 def _bins(lab: Tensor) -> Tensor:
     """Number of every cell's Lab bin, ``n s*s``."""
-    scale = torch.tensor([[100.0, 160.0, 160.0], [0.0, 80.0, 80.0]], device=lab.device)
+    scale = to_device(_RANGE, lab.device)
     shares = (lab + scale[1, :, None, None]) / scale[0, :, None, None]
     index = (shares * _BINS).long().clamp(0, _BINS - 1)
     return ((index[:, 0] * _BINS + index[:, 1]) * _BINS + index[:, 2]).flatten(1)
@@ -172,7 +176,7 @@ def _wide(spots: Tensor, chosen: Tensor, side: int, sigma: float) -> Tensor:
 def _smoothed(planes: Tensor, kernel: tuple[float, ...]) -> Tensor:
     """Filter ``n c h w`` with a separable kernel, mirrored at the edges."""
     reach, channels = len(kernel) // 2, planes.shape[1]
-    weight = torch.tensor(kernel, device=planes.device).expand(channels, 1, 1, -1)
+    weight = to_device(np.array(kernel), planes.device).expand(channels, 1, 1, -1)
     padded = F.pad(planes, (reach,) * 4, mode="reflect")
     across = F.conv2d(padded, weight, groups=channels)
     return F.conv2d(across, weight.transpose(2, 3), groups=channels)

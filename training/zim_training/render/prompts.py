@@ -61,7 +61,7 @@ def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor) -> Prompt
     corners, boxed = _boxes(rng, is_kind, alpha)
     mask = torch.zeros(count, 1, MASK_SIDE, MASK_SIDE, device=device)
     correcting = to_device(is_kind["correction"], device)
-    xy = torch.zeros(count, CLICKS, 2, device=device)
+    xy = torch.zeros(count, CLICKS, 2, dtype=torch.long, device=device)
     labels = torch.full((count, CLICKS), ABSENT, device=device)
     if not (is_kind["box"] | is_kind["whole"]).all():
         cells, beside = (F.avg_pool2d(a[:, None], 2)[:, 0] for a in (alpha, others))
@@ -82,7 +82,7 @@ def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor) -> Prompt
             xy = torch.where(correcting[:, None, None], fix, xy)
             labels = torch.where(correcting[:, None], fix_labels, labels)
         labels = torch.where(_used(rng, is_kind, device), labels, ABSENT)
-        xy = 2.0 * xy + to_device(rng.integers(0, 2, (count, CLICKS, 2)), device)
+        xy = _pixels(rng, alpha, xy, labels == 1)
     pad = torch.where(boxed, ABSENT, PAD)
     first, last = torch.where(boxed, 2, ABSENT), torch.where(boxed, 3, ABSENT)
     xy = torch.cat([xy, torch.zeros(count, 1, 2, device=device), corners], 1)
@@ -100,7 +100,7 @@ def _used(rng: Rng, is_kind: dict[str, Array], device: torch.device) -> Tensor:
     several |= (number >= _POSITIVES) & (number < _POSITIVES + negatives[:, None])
     used |= is_kind["clicks"][:, None] & several
     used[:, _POSITIVES] |= is_kind["box_click"] & (rng.random(count) < 0.4)
-    used |= is_kind["scribble"][:, None] & (number < rng.integers(8, CLICKS + 1, count)[:, None])
+    used |= is_kind["scribble"][:, None]
     heeded = rng.choice(4, count, p=(0.34, 0.36, 0.2, 0.1))[:, None]
     used |= is_kind["correction"][:, None] & (number <= heeded)
     return to_device(used, device)
@@ -136,10 +136,7 @@ class Places:
             absent.
         """
         depth = depths(self.inside)
-        deepest = depth.flatten(1).amax(1)[:, None, None]
-        share = self.rng.choice((0.85, 0.5, 0.15), len(depth), p=(0.4, 0.4, 0.2))
-        deep = depth >= to_device(share, self.device)[:, None, None] * deepest
-        xy, there = chosen_cells(self.rng, deep & self.inside, 1)
+        xy, there = self._deep(self.inside, depth)
         labels = torch.where(there, 1, ABSENT)
         if (is_kind["clicks"] | is_kind["box_click"]).any():
             more, there = chosen_cells(self.rng, self.inside & (depth > 0), _POSITIVES - 1)
@@ -148,6 +145,12 @@ class Places:
             others = [torch.where(there, 1, ABSENT), torch.where(not_there, 0, ABSENT)]
             labels = torch.cat([labels, *others], 1)
         return _filled(xy, labels)
+
+    def _deep(self, region: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose a place in a region, mostly deep in it: people click on the middle of things."""
+        share = self.rng.choice((0.85, 0.5, 0.15), len(depth), p=(0.4, 0.4, 0.2))
+        limit = to_device(share, self.device) * depth.flatten(1).amax(1)
+        return chosen_cells(self.rng, (depth >= limit[:, None, None]) & region, 1)
 
     def _negatives(self) -> tuple[Tensor, Tensor]:
         """Clicks on what is not meant: rim 0.5, other objects 0.4, anywhere 0.1 (RITM)."""
@@ -166,10 +169,13 @@ class Places:
     def scribbles(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return points along bent lines from ``b 1 2`` cells, where they are on the object."""
         ends, _ = chosen_cells(self.rng, self.inside, 2)
-        t = torch.linspace(0, 1, CLICKS, device=self.device)[:, None]
+        count = self.rng.integers(8, CLICKS + 1, len(start))[:, None]
+        steps = np.arange(CLICKS) / (count - 1)
+        t = to_device(np.minimum(steps, 1), self.device)[..., None]
         bend, end = ends[:, :1], ends[:, 1:]
         line = ((1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end).round().long()
-        return line, torch.where(_at(self.inside, line), 1, ABSENT)
+        drawn = to_device(steps <= 1, self.device)
+        return line, torch.where(_at(self.inside, line) & drawn, 1, ABSENT)
 
     def corrections(self, answered: Tensor) -> tuple[Tensor, Tensor]:
         """Return a click where an earlier answer is most wrong, and three that it has heeded."""
@@ -179,7 +185,11 @@ class Places:
         deep, _ = chosen_cells(self.rng, (depth > 0.5 * worst[:, None, None]) & wrong, 1)
         anywhere, _ = chosen_cells(self.rng, self.inside, 1)
         fix = torch.where((worst > 0)[:, None, None], deep, anywhere)
-        kept, kept_there = chosen_cells(self.rng, self.inside & answered, 3)
+        heeded = self.inside & answered
+        earliest, earliest_there = self._deep(heeded, depths(heeded))
+        kept, kept_there = chosen_cells(self.rng, heeded, 2)
+        kept = torch.cat([earliest, kept], 1)
+        kept_there = torch.cat([earliest_there, kept_there], 1)
         left, left_there = chosen_cells(self.rng, self.outside & ~answered, 3)
         draw = self.rng.random((len(wrong), 3))
         draw[:, 0] = 0  # the first click of all was on the object
@@ -188,6 +198,19 @@ class Places:
         labels = torch.where(there, positive.long(), ABSENT)
         xy = torch.cat([fix, torch.where(positive[..., None], kept, left)], 1)
         return _filled(xy, torch.cat([_at(self.inside, fix).long(), labels], 1))
+
+
+def _pixels(rng: Rng, alpha: Tensor, cells: Tensor, on: Tensor) -> Tensor:
+    """Choose a pixel of every cell ``b n 2``; where it is to be ``on`` the target, one that is."""
+    count = len(cells)
+    corner = to_device(rng.integers(0, 4, cells.shape[:2]), alpha.device)
+    parts = F.pixel_unshuffle(alpha[:, None], 2).flatten(2)  # b 4 cells
+    flat = cells[..., 1] * (alpha.shape[-1] // 2) + cells[..., 0]
+    values = parts.gather(2, flat[:, None].expand(count, 4, -1))
+    most, best = values.max(1)
+    good = values.gather(1, corner[:, None])[:, 0] > 0.5 * most
+    corner = torch.where(on & ~good, best, corner)
+    return 2.0 * cells + torch.stack([corner % 2, corner // 2], -1)
 
 
 def _filled(xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +250,7 @@ def _boxes(rng: Rng, is_kind: dict[str, Array], alpha: Tensor) -> tuple[Tensor, 
         corners.append((start, end))
     whole = to_device(is_kind["whole"], device)[:, None, None]
     found = torch.stack([torch.stack(ends, 1) for ends in zip(*corners, strict=True)], 1)
-    frame = torch.tensor([[0.0, 0.0], [side - 1.0, side - 1.0]], device=device)
+    frame = to_device(np.array([[0.0, 0.0], [side - 1.0, side - 1.0]]), device)
     boxed = is_kind["box"] | is_kind["box_click"] | is_kind["whole"]
     boxed |= is_kind["correction"] & (rng.random(count) < 0.4)
     return torch.where(whole, frame, found), to_device(boxed, device)
@@ -279,20 +302,20 @@ def depths(region: Tensor, edge: bool = True) -> Tensor:
     2 x 2 cells, then of 4 x 4, and so on.
 
     Args:
-        region: bool; h and w powers of two.
+        region: bool.
         edge: whether the picture's edge counts as the region's.
     """
-    size = region.shape[-2:]
+    height, width = region.shape[-2:]
     left = region.float()[:, None]
     depth = torch.zeros_like(left)
     reached, block = 0, 1
-    while block < min(size):
+    while min(left.shape[-2:]) > 1:
         for _ in range(3):
             left = _shrunk(left, edge)
             reached += block
-            found = left if block == 1 else F.interpolate(left, size)
-            depth = torch.maximum(depth, found * reached)
-        left = -F.max_pool2d(-left, 2)
+            found = left if block == 1 else F.interpolate(left, scale_factor=block)
+            depth = torch.maximum(depth, found[..., :height, :width] * reached)
+        left = -F.max_pool2d(-left, 2, ceil_mode=True)
         block *= 2
     return depth[:, 0]
 

@@ -160,7 +160,7 @@ def _placed(rng: Rng, objects: Tensor, heights: Tensor, layout: Layout, side: in
 def _ground(rng: Rng, backgrounds: Tensor, side: int) -> Tensor:
     """Cut windows out of ``n s s 3`` bytes: ``n 3 S S`` in [0, 1]."""
     count, inner, device = len(backgrounds), backgrounds.shape[1], backgrounds.device
-    zoom = rng.uniform(1.0, 1.6, count)
+    zoom = rng.uniform(1.0, 1.35, count)
     scale = zoom * side / inner
     start = -rng.random((2, count)) * (zoom - 1) * side
     flips = rng.random((2, count)) < np.array([[0.5], [0.1]])
@@ -251,7 +251,11 @@ def _shadowed(rng: Rng, canvas: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _targets(alphas: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
-    """Find out what shows enough, and what to ask for where the main object does not."""
+    """Find out what shows enough, and what to ask for where the main object does not.
+
+    The generator draws such a scene again; here another object is framed, and where nothing shows
+    enough what shows most.
+    """
     area = alphas.mean((2, 3))
     shown = (area >= MIN_VISIBLE) & (area <= 0.92)
     number = torch.arange(alphas.shape[1], device=alphas.device)
