@@ -25,7 +25,7 @@ from zim_training.data.variation import jpeg
 from zim_training.matte import MatteConfig, MatteTrainer, drawn_scenes, forward
 from zim_training.prompts import KINDS
 from zim_training.render import layers as layering
-from zim_training.render.batches import RenderedScenes
+from zim_training.render.batches import RecroppedScenes, RenderedScenes
 from zim_training.render.prompts import chosen_cells, depths, draw_prompts
 from zim_training.render.scenes import _laid, draw_layout, draw_scenes, recropped
 
@@ -58,6 +58,10 @@ def photo() -> np.ndarray:
     cv2.circle(picture, (90, 120), 50, (200, 40, 60), -1)
     cv2.rectangle(picture, (150, 60), (220, 200), (20, 180, 220), 3)
     return picture
+
+
+def _full(count: int) -> torch.Tensor:
+    return torch.full((count, 2), SIDE)
 
 
 def _planes(picture: np.ndarray) -> torch.Tensor:
@@ -143,29 +147,46 @@ def test_cells_are_chosen_in_their_region_and_everywhere_in_it() -> None:
     assert set(map(tuple, xy[1].tolist())) == {(7, 7)}
 
 
-def test_cues_are_those_of_the_predictor(rendered: RenderedScenes) -> None:
-    seen, box_first, ratios = set(), False, []
+@pytest.mark.parametrize("size", [None, (64, 40), (26, 64)])
+def test_cues_are_those_of_the_predictor(
+    folder: Path, rendered: RenderedScenes, size: tuple[int, int] | None
+) -> None:
+    source: RenderedScenes | RecroppedScenes = rendered
+    if size:
+        pack = ResidentPack(folder / "train", CPU)
+        pack.store.rows["size"][:] = torch.tensor(size, dtype=torch.int16)
+        source = RecroppedScenes(pack)
+    seen, box_first, ratios, shapes = set(), False, [], set()
     for seed in range(12):
-        batch = rendered.draw(4, np.random.default_rng(seed))
+        batch = source.draw(4, np.random.default_rng(seed))
         # what the first of the third prompts is must not decide about the others
         thirds = [KINDS[int(k)] for k in batch.kind[2::SLOTS]]
         box_first |= thirds[0] == "box" and len(set(thirds)) > 1
         for b in range(len(batch.points)):
-            picture = batch.image[batch.scene[b]].round().permute(1, 2, 0).numpy().astype(np.uint8)
+            height, width = batch.size[batch.scene[b]].tolist()
+            shapes.add((height, width))
+            picture = batch.image[batch.scene[b], :, :height, :width].round()
+            picture = picture.permute(1, 2, 0).numpy().astype(np.uint8)
             mask = batch.mask[b].numpy() if batch.has_mask[b] else None
             points, labels = batch.points[b][None].numpy(), batch.labels[b][None].numpy()
             wanted = compute_cues(picture, points, labels, SIDE, mask, grabcut=False)[0]
             found = batch.cues[b].numpy()
             assert not found[[0, 6]].any()
             np.testing.assert_allclose(found[3:6], wanted[3:6], atol=2e-3)
-            np.testing.assert_allclose(found[2], wanted[2], atol=0.03)
+            # edges are repeated here and mirrored there
+            inside = (slice(0, height // 2 - 2), slice(0, width // 2 - 2))
+            np.testing.assert_allclose(found[2][inside], wanted[2][inside], atol=0.06)
+            assert not found[:, height // 2 :].any()
+            assert not found[:, :, width // 2 :].any()
             # a colour at the border of two bins may fall into the other one
             ratios.append(float(np.abs(found[1] - wanted[1]).mean()))
             seen.add(KINDS[int(batch.kind[b])])
     assert {"box", "click", "clicks", "correction"} <= seen
-    assert box_first
+    assert box_first or size
     assert max(ratios) < 0.06
     assert np.mean(ratios) < 0.01
+    assert all(max(shape) == SIDE and min(shape) % 2 == 0 for shape in shapes)
+    assert (len(shapes) > 3) == (size is not None)
 
 
 def test_colours_and_alphas_belong_together() -> None:
@@ -245,7 +266,9 @@ def test_clicks_hit_a_line_of_one_pixel() -> None:
     alpha[:, 8:60, 21] = 1
     for name in ("click", "clicks", "scribble"):
         kind = np.full(40, KINDS.index(name))
-        drawn = draw_prompts(np.random.default_rng(0), kind, alpha, torch.zeros_like(alpha))
+        drawn = draw_prompts(
+            np.random.default_rng(0), kind, alpha, torch.zeros_like(alpha), _full(len(alpha))
+        )
         on = drawn.labels == 1
         assert on.any(1).all()
         x, y = drawn.points.long().unbind(-1)
@@ -257,7 +280,9 @@ def test_a_correction_goes_to_the_mistake() -> None:
     alpha = torch.zeros(200, SIDE, SIDE)
     alpha[:, 10:50, 8:56] = 1
     kind = np.full(200, KINDS.index("correction"))
-    drawn = draw_prompts(np.random.default_rng(0), kind, alpha, torch.zeros_like(alpha))
+    drawn = draw_prompts(
+        np.random.default_rng(0), kind, alpha, torch.zeros_like(alpha), _full(len(alpha))
+    )
     cells = (SIDE // 2, SIDE // 2)
     answered = torch.nn.functional.interpolate(drawn.mask, cells, mode="bilinear")[:, 0] > 0
     wrong = answered != (torch.nn.functional.avg_pool2d(alpha[:, None], 2)[:, 0] > 0.5)
@@ -296,18 +321,23 @@ def test_cut_scenes_keep_pictures_and_mattes_together(folder: Path, size: tuple[
     spot = (slice(4, 14), slice(5, 15))
     rows["image"][:, spot[0], spot[1]] = 200
     rows["alpha"][:, :, spot[0], spot[1]] = 255
+    kept = []
     for seed in range(12):
         scenes = recropped(pack.store, 6, np.random.default_rng(seed))
         alpha = scenes.alphas[torch.arange(6), scenes.first]
-        # the target is there, as large as the cut makes it
-        scale = alpha.sum((1, 2)).sqrt() / 10
-        assert (scale > 0.6 * 64 / min(size)).all()
-        assert (scale < 64 / min(size) / 0.6).all()
-        for picture, matte in zip(scenes.image, alpha, strict=True):
-            light = picture.mean(0)
-            assert float(light[matte > 0.99].mean()) > float(light[matte < 0.01].mean()) + 10
-            # nothing of what is beside the picture
-            assert float(light[matte < 0.01].quantile(0.02)) > 1
+        for k, (picture, matte) in enumerate(zip(scenes.image, alpha, strict=True)):
+            h, w = scenes.size[k].tolist()
+            assert max(h, w) == SIDE
+            light, beside = picture.mean(0), torch.ones(SIDE, SIDE, dtype=torch.bool)
+            beside[:h, :w] = False
+            assert not light[beside].any()
+            assert not matte[beside].any()
+            on, off = light[matte > 0.99], light[(matte < 0.01) & ~beside]
+            assert float(on.mean()) > float(off.mean()) + 10
+            assert float(off.quantile(0.02)) > 1  # nothing of what was beside the picture
+            rows, columns = (int((matte > 0.5).any(axis).sum()) for axis in (1, 0))
+            kept.append(abs(rows - columns) <= 2)  # all of the square target
+    assert np.mean(kept) > 0.75
 
 
 def test_the_same_seed_draws_the_same_batch_and_another_another(rendered: RenderedScenes) -> None:

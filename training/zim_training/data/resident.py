@@ -71,7 +71,7 @@ class ResidentPack:
         size = got["size"].long()
         image = got["image"].permute(0, 3, 1, 2).float()
         side = image.shape[-1]
-        inside = self._pictures(size, side)
+        inside = pictured(size, side)
         image = tinted(rng, image) * inside
         per_prompt = {
             "cues": got["cues"].flatten(0, 1),
@@ -119,11 +119,12 @@ class ResidentPack:
     def _coin(self, rng: np.random.Generator, count: int, chance: float) -> Tensor:
         return torch.from_numpy(rng.random(count) < chance).to(self.device, non_blocking=True)
 
-    def _pictures(self, size: Tensor, side: int) -> Tensor:
-        """``n 1 S S``: one where the picture is."""
-        line = torch.arange(side, device=self.device)
-        rows, columns = line < size[:, :1], line < size[:, 1:]
-        return (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+def pictured(size: Tensor, side: int) -> Tensor:
+    """``n 1 S S``: one where pictures of ``size`` (``n 2``, height and width) are in the frame."""
+    line = torch.arange(side, device=size.device)
+    rows, columns = line < size[:, :1], line < size[:, 1:]
+    return (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
 
 def by_scene(shard: dict[str, Array]) -> dict[str, Array]:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from zim_training.data.loader import Batch
 from zim_training.data.pack import EXTRA_KINDS
-from zim_training.data.resident import SLOTS, ResidentPack
+from zim_training.data.resident import SLOTS, ResidentPack, pictured
 from zim_training.data.store import ResidentStore
 from zim_training.data.variation import to_device
 from zim_training.prompts import KINDS
@@ -69,14 +70,14 @@ class RecroppedScenes:
 def asked(scenes: Rendered, rng: Rng) -> Batch:
     """Ask for what is in scenes: a box and a click for the framed object and one more prompt."""
     count, side, device = len(scenes.image), scenes.image.shape[-1], scenes.image.device
-    describe = DeviceCues(scenes.image).describe
+    describe = DeviceCues(scenes.image, scenes.size).describe
     kinds, targets = _questions(rng, scenes)
     number = torch.arange(scenes.alphas.shape[1], device=device)
     columns: dict[str, list[Tensor]] = {}
     for kind, target in zip(kinds, targets, strict=True):
         meant = (number == target[:, None])[..., None, None]
         alpha, others = ((scenes.alphas * which).amax(1) for which in (meant, ~meant))
-        drawn = draw_prompts(rng, kind, alpha, others)
+        drawn = draw_prompts(rng, kind, alpha, others, scenes.size)
         # where there are boxes alone, no click has to be looked for
         used = slice(CLICKS if (kind == _BOX).all() else 0, None)
         points, labels = drawn.points[:, used], drawn.labels[:, used]
@@ -86,10 +87,10 @@ def asked(scenes: Rendered, rng: Rng) -> Batch:
     joined = {name: torch.stack(values, 1).flatten(0, 1) for name, values in columns.items()}
     return Batch(
         image=scenes.image,
-        inside=torch.ones(count, 1, side // 2, side // 2, device=device),
+        inside=F.avg_pool2d(pictured(scenes.size, side), 2),
         scene=torch.arange(count, device=device).repeat_interleave(SLOTS),
         kind=to_device(np.stack(kinds, 1).reshape(-1), device),
-        size=torch.full((count, 2), side, device=device),
+        size=scenes.size,
         slots=SLOTS,
         **joined,
     )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zim.classical import border_strip
 from zim.cues import CUE_PLANES
+from zim_training.data.resident import pictured
 from zim_training.data.variation import to_device
 
 _BINS = 16
@@ -32,11 +32,20 @@ _RANGE = np.array([[100.0, 160.0, 160.0], [0.0, 80.0, 80.0]])
 
 
 class DeviceCues:
-    """Describes prompts on pictures that fill the frame."""
+    """Describes prompts on pictures, one of each."""
 
-    def __init__(self, image: Tensor) -> None:
-        """Look at the colours of pictures ``n 3 S S``, RGB, 0 to 255."""
+    def __init__(self, image: Tensor, size: Tensor) -> None:
+        """Look at the colours of pictures.
+
+        Args:
+            image: ``n 3 S S`` RGB, 0 to 255.
+            size: ``n 2`` even height and width of the pictures, the longer one S.
+        """
         half = F.avg_pool2d(image.round(), 2).add(0.5).floor() / 255.0
+        self.size = size // 2
+        self.picture = pictured(self.size, half.shape[-1])[:, 0]
+        self.border = _border(self.size, half.shape[-1]) * self.picture
+        half = _continued(half, self.size)
         self.lab = lab_of(half)
         self.bins = _bins(self.lab)
         self.smooth = _smoothed(self.lab, (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)).flatten(2)
@@ -54,17 +63,38 @@ class DeviceCues:
             ``n CUE_PLANES S/2 S/2``.
         """
         count, side = len(points), self.lab.shape[-1]
-        spots = ((points + 0.5) / 2 - 0.5).clamp(0, side - 1)
+        last = (self.size.flip(1) - 1).float()[:, None]
+        spots = torch.minimum(((points + 0.5) / 2 - 0.5).clamp_min(0), last)
         positive, negative = labels == 1, labels == 0
         box = _box_plane(spots, labels, side)
-        inside, outside = _weights(spots, labels, box, mask, has_mask)
+        inside, outside = self._weights(spots, labels, box, mask, has_mask)
         cues = torch.zeros(count, CUE_PLANES, side, side, device=points.device)
         cues[:, 1] = _colour_ratio(self.bins, inside, outside)
         cues[:, 2] = self._likeness(spots, positive)
         cues[:, 3] = _closeness(spots, positive, side)
         cues[:, 4] = _closeness(spots, negative, side)
         cues[:, 5] = box
-        return cues
+        return cues * self.picture[:, None]
+
+    def _weights(
+        self, spots: Tensor, labels: Tensor, box: Tensor, mask: Tensor, has_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How much every cell counts as object and as surroundings, ``n s s`` each."""
+        side, shape = box.shape[-1], (len(spots), 1, 1)
+        probability = F.interpolate(mask, (side, side), mode="bilinear")[:, 0].sigmoid()
+        positive = labels == 1
+        around = _wide(spots, positive, side, 0.04 * side)
+        masked, boxed = has_mask.view(shape), (labels >= 2).any(1).view(shape)
+        inside = torch.where(masked, probability, torch.where(boxed, box, around))
+        free = (1.0 - box) * self.picture
+        share = free.sum((1, 2)) / self.picture.sum((1, 2))
+        free = torch.where((share < 0.05).view(shape), self.border, free)
+        beside = torch.where(boxed, free, self.border * (1.0 - around))
+        beside = torch.where(masked, 1.0 - probability, beside)
+        near = inside * 0.5 + _wide(spots, positive, side, 4.0)
+        inside = torch.where(positive.any(1).view(shape), near, inside)
+        beside = beside + 4 * _wide(spots, labels == 0, side, 4.0)
+        return inside * self.picture, beside * self.picture
 
     def _likeness(self, spots: Tensor, positive: Tensor) -> Tensor:
         """Likeness of every colour to that of the most similar positive click, in [0, 1]."""
@@ -107,26 +137,6 @@ def _box_plane(spots: Tensor, labels: Tensor, side: int) -> Tensor:
         planes.append((torch.minimum(line - low, high - line) + 1).clamp(0, 1))
     plane = torch.minimum(planes[1][:, :, None], planes[0][:, None])
     return torch.where(corner.any(1)[:, None, None], plane, 1.0)
-
-
-def _weights(
-    spots: Tensor, labels: Tensor, box: Tensor, mask: Tensor, has_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """How much every cell counts as object and as surroundings, ``n s s`` each."""
-    side, shape = box.shape[-1], (len(spots), 1, 1)
-    border = _border(side, box.device)
-    probability = F.interpolate(mask, (side, side), mode="bilinear")[:, 0].sigmoid()
-    positive = labels == 1
-    around = _wide(spots, positive, side, 0.04 * side)
-    masked, boxed = has_mask.view(shape), (labels >= 2).any(1).view(shape)
-    inside = torch.where(masked, probability, torch.where(boxed, box, around))
-    free = 1.0 - box
-    free = torch.where((free.mean((1, 2)) < 0.05).view(shape), border, free)
-    beside = torch.where(boxed, free, border * (1.0 - around))
-    beside = torch.where(masked, 1.0 - probability, beside)
-    near = inside * 0.5 + _wide(spots, positive, side, 4.0)
-    inside = torch.where(positive.any(1).view(shape), near, inside)
-    return inside, beside + 4 * _wide(spots, labels == 0, side, 4.0)
 
 
 def _bins(lab: Tensor) -> Tensor:
@@ -197,6 +207,17 @@ def _line(bins: int, device: torch.device) -> Tensor:
     return torch.from_numpy((once @ once).astype(np.float32)).to(device)
 
 
-@lru_cache(maxsize=4)
-def _border(side: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(border_strip((side, side)).astype(np.float32)).to(device)
+def _border(size: Tensor, side: int) -> Tensor:
+    """Ones on a strip of 6 % along the edges of pictures, as :func:`zim.classical.border_strip`."""
+    strip = (0.06 * size.amin(1)).round().clamp_min(1)[:, None]
+    line = torch.arange(side, device=size.device)
+    within = [(line >= strip) & (line < size[:, k, None] - strip) for k in (0, 1)]
+    return 1.0 - (within[0][:, :, None] & within[1][:, None]).float()
+
+
+def _continued(pictures: Tensor, size: Tensor) -> Tensor:
+    """Repeat the last row and column of pictures ``n c s s`` beyond their ends."""
+    line = torch.arange(pictures.shape[-1], device=pictures.device)
+    rows, columns = (torch.minimum(line, size[:, k, None] - 1) for k in (0, 1))
+    pictures = pictures.gather(2, rows[:, None, :, None].expand(pictures.shape))
+    return pictures.gather(3, columns[:, None, None].expand(pictures.shape))

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zim_training.data.resample import blurring, resampled, rows_to_one
+from zim_training.data.resident import pictured
 from zim_training.data.variation import to_device
 from zim_training.prompts import ABSENT, KINDS, MASK_SIDE, MAX_POINTS, PAD
+from zim_training.render.scenes import extent
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -47,7 +49,7 @@ class Prompts:
     has_mask: Tensor
 
 
-def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor) -> Prompts:
+def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor, size: Tensor) -> Prompts:
     """Draw a prompt for every target; what none of the kinds needs is not looked for.
 
     Args:
@@ -55,10 +57,11 @@ def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor) -> Prompt
         kind: ``b`` indices into ``KINDS``.
         alpha: ``b S S`` true alpha of the targets.
         others: ``b S S`` union of everything else that could be meant.
+        size: ``b 2`` height and width of the pictures in their frames.
     """
     count, device = len(alpha), alpha.device
     is_kind = {name: kind == number for number, name in enumerate(KINDS)}
-    corners, boxed = _boxes(rng, is_kind, alpha)
+    corners, boxed = _boxes(rng, is_kind, alpha, size)
     mask = torch.zeros(count, 1, MASK_SIDE, MASK_SIDE, device=device)
     correcting = to_device(is_kind["correction"], device)
     xy = torch.zeros(count, CLICKS, 2, dtype=torch.long, device=device)
@@ -68,7 +71,8 @@ def draw_prompts(rng: Rng, kind: Array, alpha: Tensor, others: Tensor) -> Prompt
         peak = cells.flatten(1).amax(1)[:, None, None]
         small = (cells > 0.5).flatten(1).sum(1)[:, None, None] < 4
         inside = torch.where(small, cells > 0.5 * peak, cells > 0.5)
-        places = Places(rng, cells, beside, inside)
+        picture = pictured(size // 2, cells.shape[-1])[:, 0] > 0
+        places = Places(rng, cells, beside, inside, picture)
         xy, labels = places.simple(is_kind)
         if is_kind["scribble"].any():
             line, on = places.scribbles(xy[:, :1])
@@ -114,7 +118,9 @@ def _geometric(rng: Rng, count: int, most: int, gamma: float = 0.7) -> Array:
 class Places:
     """Where the clicks of ``b`` prompts may go, in cells; every answer is ``b CLICKS`` long."""
 
-    def __init__(self, rng: Rng, cells: Tensor, beside: Tensor, inside: Tensor) -> None:
+    def __init__(
+        self, rng: Rng, cells: Tensor, beside: Tensor, inside: Tensor, picture: Tensor
+    ) -> None:
         """Look at the targets.
 
         Args:
@@ -122,10 +128,11 @@ class Places:
             cells: ``b h w`` alpha of the targets.
             beside: ``b h w`` of everything else that could be meant.
             inside: ``b h w`` bool, what counts as the target.
+            picture: ``b h w`` bool, what of the frame is picture.
         """
         self.rng, self.cells, self.inside = rng, cells, inside
         self.device = cells.device
-        self.outside = cells < 0.02
+        self.outside = (cells < 0.02) & picture
         self.beside = (beside > 0.5) & self.outside
 
     def simple(self, is_kind: dict[str, Array]) -> tuple[Tensor, Tensor]:
@@ -224,36 +231,28 @@ def _at(region: Tensor, xy: Tensor) -> Tensor:
     return region.flatten(1).gather(1, xy[..., 1] * region.shape[-1] + xy[..., 0])
 
 
-def _boxes(rng: Rng, is_kind: dict[str, Array], alpha: Tensor) -> tuple[Tensor, Tensor]:
+def _boxes(
+    rng: Rng, is_kind: dict[str, Array], alpha: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor]:
     """Boxes of the mattes (alpha > 0.1), every side moved: mostly outwards, by up to 15 %.
 
     Returns:
         Corners ``b 2 2`` and which prompts have a box, ``b``.
     """
-    count, side, device = len(alpha), alpha.shape[-1], alpha.device
+    count, device = len(alpha), alpha.device
     limit = (0.5 * alpha.flatten(1).amax(1)).clamp_max(0.1)[:, None, None]
-    occupied = alpha > limit
-    number = torch.arange(side, device=device)
-    spans = []
-    for axis in (1, 2):  # columns, then rows
-        line = occupied.any(axis)
-        low = torch.where(line, number, side - 1).amin(1)
-        high = torch.where(line, number, 0).amax(1)
-        spans.append((low.float(), high.float()))
-    loose = np.where(rng.random(count) < 0.3, 0.15, 0.06)
-    move = to_device(rng.uniform(-0.4, 1.0, (4, count)) * loose, device)
-    corners = []
-    for k, (low, high) in enumerate(spans):
-        length = (high - low).clamp_min(2)
-        start = (low - move[2 * k] * length).clamp(0, side - 3)
-        end = torch.maximum(high + move[2 * k + 1] * length, start + 2).clamp_max(side - 1)
-        corners.append((start, end))
+    low, high = extent(alpha > limit)
+    low, high, last = low.flip(1), high.flip(1) - 1, size.flip(1).float() - 1  # x before y
+    loose = np.where(rng.random(count) < 0.3, 0.15, 0.06)[:, None]
+    before, after = to_device(rng.uniform(-0.4, 1.0, (2, count, 2)) * loose, device)
+    length = (high - low).clamp_min(2)
+    first = torch.minimum((low - before * length).clamp_min(0), last - 2)
+    second = torch.minimum(torch.maximum(high + after * length, first + 2), last)
     whole = to_device(is_kind["whole"], device)[:, None, None]
-    found = torch.stack([torch.stack(ends, 1) for ends in zip(*corners, strict=True)], 1)
-    frame = to_device(np.array([[0.0, 0.0], [side - 1.0, side - 1.0]]), device)
+    frame = torch.stack([torch.zeros_like(last), last], 1)
     boxed = is_kind["box"] | is_kind["box_click"] | is_kind["whole"]
     boxed |= is_kind["correction"] & (rng.random(count) < 0.4)
-    return torch.where(whole, frame, found), to_device(boxed, device)
+    return torch.where(whole, frame, torch.stack([first, second], 1)), to_device(boxed, device)
 
 
 def earlier_answers(rng: Rng, alpha: Tensor, others: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zim_training.data.resample import blurring, placing, resampled, rows_to_one
+from zim_training.data.resident import pictured
 from zim_training.data.scenes import MIN_VISIBLE
 from zim_training.data.store import ResidentStore
 from zim_training.data.variation import compressed, dimmed, softened, tinted, to_device
@@ -37,12 +38,15 @@ class Rendered:
             is zero.
         first: ``n`` long, the framed object.
         shown: ``n 5`` bool, which show enough to be asked for.
+        size: ``n 2`` long, even height and width of the picture in the frame, the longer one S;
+            what is beside it is zero.
     """
 
     image: Tensor
     alphas: Tensor
     first: Tensor
     shown: Tensor
+    size: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,13 @@ def draw_scenes(layers: ResidentStore, count: int, side: int, rng: Rng) -> Rende
     motif = _multiplied(rows["object"][where[:, OBJECTS + 1]])
     part, host = _painted(rng, placed, motif[:, 3:], layout)
     canvas, alphas = _laid(rng, ground, placed, part, host)
-    first, shown = _targets(alphas, to_device(layout.main, device))
-    return Rendered(_taken(rng, canvas * 255.0), alphas, first, shown)
+    size = torch.full((count, 2), side, device=device)
+    first, shown = _targets(alphas, to_device(layout.main, device), size)
+    return Rendered(_taken(rng, canvas * 255.0), alphas, first, shown, size)
 
 
 def recropped(scenes: ResidentStore, count: int, rng: Rng) -> Rendered:
-    """Cut squares out of the scenes of a pack, each about a target.
+    """Cut pictures out of the scenes of a pack, most with all of a target.
 
     Args:
         scenes: of :class:`zim_training.data.resident.ResidentPack`.
@@ -114,24 +119,38 @@ def recropped(scenes: ResidentStore, count: int, rng: Rng) -> Rendered:
     where = to_device(rng.integers(scenes.count, size=count), device)
     pictures = rows["image"][where].permute(0, 3, 1, 2).float()
     alphas = rows["alpha"][where].float() / 255.0
-    size, side = rows["size"][where].float(), pictures.shape[-1]
-    cut = size.amin(1) * to_device(rng.uniform(0.65, 1.0, count), device)
-    # the middle of the first target, or near it, as far as the picture reaches
-    weight = alphas[:, 0] / alphas[:, 0].sum((1, 2), keepdim=True).clamp_min(1e-6)
-    line = torch.arange(side, device=device) + 0.5
-    middle = torch.stack([(weight.sum(2) * line).sum(1), (weight.sum(1) * line).sum(1)], 1)
-    middle = middle + to_device(rng.uniform(-0.25, 0.25, (count, 2)), device) * cut[:, None]
-    start = torch.minimum((middle - cut[:, None] / 2).clamp_min(0), size - cut[:, None])
+    whole, side = rows["size"][where].float(), pictures.shape[-1]
+    low, high = extent(alphas[:, 0] > 0.1)
+    cut = whole * to_device(rng.uniform(0.6, 1.0, (count, 2)), device)
+    keep = to_device(rng.random((count, 1)) < 0.8, device)
+    cut = torch.where(keep, torch.maximum(cut, 1.05 * (high - low)), cut)
+    cut = torch.minimum(cut.clamp_min(side / 8), whole)
+    # anywhere between "its end just shows" and "its start just shows"
+    chance = to_device(rng.random((count, 2)), device)
+    start = torch.lerp(high - cut, low, chance).clamp_min(0)
+    start = torch.minimum(start, whole - cut)
+    scale = side / cut.amax(1)
+    size = (cut * scale[:, None] / 2 + 1e-3).floor().long().clamp_min(1) * 2
     down, across = start.unbind(1)
     flip = to_device(rng.random(count) < 0.5, device)
-    across = torch.where(flip, side - across - cut, across)  # the frame is mirrored, then cut
-    scale = side / cut
+    across = torch.where(flip, side - across - cut[:, 1], across)  # first mirrored, then cut
     lines = rows_to_one(placing(-down * scale, scale, side, side, torch.zeros_like(flip)))
     columns = rows_to_one(placing(-across * scale, scale, side, side, flip))
-    pictures = resampled(pictures, lines, columns)
-    alphas = resampled(alphas, lines, columns).clamp(0, 1)
-    first, shown = _targets(alphas, torch.zeros(count, dtype=torch.long, device=device))
-    return Rendered(_taken(rng, pictures, 0.5), alphas, first, shown)
+    inside = pictured(size, side)
+    pictures = _taken(rng, resampled(pictures, lines, columns), 0.5) * inside
+    alphas = resampled(alphas, lines, columns).clamp(0, 1) * inside
+    first, shown = _targets(alphas, torch.zeros(count, dtype=torch.long, device=device), size)
+    return Rendered(pictures, alphas, first, shown, size)
+
+
+def extent(region: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first row and column of regions ``n h w``, and those after the last: ``n 2``."""
+    low, high = [], []
+    for line in (region.any(2), region.any(1)):
+        number = torch.arange(line.shape[1], device=region.device)
+        low.append(torch.where(line, number, line.shape[1] - 1).amin(1))
+        high.append(torch.where(line, number, 0).amax(1) + 1)
+    return torch.stack(low, 1).float(), torch.stack(high, 1).float()
 
 
 def _multiplied(pictures: Tensor) -> Tensor:
@@ -250,13 +269,13 @@ def _shadowed(rng: Rng, canvas: Tensor, alpha: Tensor) -> Tensor:
     return canvas * (1 - to_device(dark, device)[:, None, None, None] * soft)
 
 
-def _targets(alphas: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
+def _targets(alphas: Tensor, main: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Find out what shows enough, and what to ask for where the main object does not.
 
     The generator draws such a scene again; here another object is framed, and where nothing shows
     enough what shows most.
     """
-    area = alphas.mean((2, 3))
+    area = alphas.sum((2, 3)) / size.prod(1, keepdim=True)
     shown = (area >= MIN_VISIBLE) & (area <= 0.92)
     number = torch.arange(alphas.shape[1], device=alphas.device)
     # the largest that may be asked for, after the main object
