@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> Report:
         return _run_packs(args)
     for name in ("render", "recrop"):
         if getattr(args, name):
-            raise UsageError(f"--{name} is for packs (--preset nano); {args.data} holds none")
+            given = f"{args.data} holds none" if args.data else "--data DIR is missing"
+            raise UsageError(f"--{name} is for packs (--preset nano); {given}")
     preset = args.preset or ("finetune" if hasattr(args, "init") else "default")
     config = chosen(args, TrainConfig, PRESETS[preset])
     if args.seed:

@@ -155,9 +155,9 @@ def save_shard(out: Path, number: int, arrays: dict[str, np.ndarray]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def scene_maker(root: Path, split: Split, side: int, *shares: float) -> SceneMaker:
-    """Return the process's maker of scenes, which remembers pictures it has read."""
+    """Return the process's maker of scenes, which knows its sources; layers need two sizes."""
     cv2.setNumThreads(1)
     return SceneMaker(root, split, side, *shares)
 

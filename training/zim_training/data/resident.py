@@ -16,7 +16,7 @@ from zim.errors import ConfigError
 from zim_training.data.loader import Batch, check_pack
 from zim_training.data.pack import CUE_SCALE, MASK_SCALE
 from zim_training.data.store import ResidentStore
-from zim_training.data.variation import tinted
+from zim_training.data.variation import tinted, to_device
 from zim_training.prompts import MASK_SIDE
 
 #: prompts per scene; a scene with fewer has some of them twice
@@ -66,7 +66,7 @@ class ResidentPack:
         Everything follows from ``rng`` and from what is on the device.
         """
         chosen = rng.integers(len(self), size=count)
-        where = torch.from_numpy(chosen).to(self.device, non_blocking=True)
+        where = to_device(chosen, self.device)
         got = {key: values[where] for key, values in self.store.rows.items()}
         size = got["size"].long()
         image = got["image"].permute(0, 3, 1, 2).float()
@@ -117,7 +117,7 @@ class ResidentPack:
         )
 
     def _coin(self, rng: np.random.Generator, count: int, chance: float) -> Tensor:
-        return torch.from_numpy(rng.random(count) < chance).to(self.device, non_blocking=True)
+        return to_device(rng.random(count) < chance, self.device)
 
 
 def pictured(size: Tensor, side: int) -> Tensor:

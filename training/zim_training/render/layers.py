@@ -93,7 +93,7 @@ def _job(root: Path, out: Path, split: Split, seed: int, side: int, shard: tuple
     maker = scene_maker(root, split, side)
     rngs = [np.random.default_rng((seed, _SEED, number, k)) for k in range(size)]
     objects, sizes = zip(*[_object(maker, rng, side) for rng in rngs], strict=True)
-    wide = SceneMaker(root, split, round(ROOM * side))
+    wide = scene_maker(root, split, round(ROOM * side))
     backgrounds = [_bytes(wide.background(rng)) for rng in rngs]
     arrays = {"object": np.stack(objects), "size": np.array(sizes, np.int16)}
     save_shard(out, number, arrays | {"background": np.stack(backgrounds)})
