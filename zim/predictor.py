@@ -56,11 +56,17 @@ class ZimPredictor:
     Models with ``ZimConfig.framing`` encode crops round the object besides, and those with
     ``mirror_below`` the mirrored view where they doubt their single answer, which then is the mean
     of both, matte and quality.
+
+    Attributes:
+        soft: mattes end as softly as the model draws them. ``ZimConfig.sharpen`` makes sure mattes
+            end closer to the object, by which a cut-out gains; of what is removed from a picture
+            the faint rim has to go as well.
     """
 
     def __init__(self, model: ZimNetwork) -> None:
         """Wrap a model; it is switched to evaluation mode and stays on its device."""
         self.model = model.eval()
+        self.soft = False
         self.transform = ResizeLongestSide(model.config.image_size)
         self.reset_image()
 
@@ -336,7 +342,7 @@ class ZimPredictor:
             i: int, low: Tensor, frame: Frame, rgb: np.ndarray, window: Window | None
         ) -> None:
             config = self.model.config
-            low = sharpened(low, iou[i], config.sharpen)
+            low = low if self.soft else sharpened(low, iou[i], config.sharpen)
             matte = enlarge_low_res(low[None], frame, rgb, config.edges)[0]
             matte = matte if logits else matte.sigmoid_()
             if window is None:

@@ -102,7 +102,8 @@ class TabRequest:
 
     Attributes:
         image: H x W x 3 uint8 RGB.
-        alpha: the chosen objects' matte, H x W float32 in [0, 1]; None where none is needed.
+        alpha: the chosen objects' matte, H x W float32 in [0, 1], as softly as the model draws it
+            (:attr:`zim.ZimPredictor.soft`); None where none is needed.
         values: the form, checked against the tab's fields.
         device: as for :func:`zim.load`.
     """

@@ -114,6 +114,28 @@ def test_tabs_get_matte_and_values(client, rgb, png):
     assert decoded(boxes[0]["alpha"]).shape == (48, 64)
 
 
+def test_tabs_get_mattes_as_softly_as_the_model_draws_them(client, model, png, rgb, monkeypatch):
+    monkeypatch.setattr("zim.predictor.sharpened", lambda logits, quality, factor: 4 * logits)
+    box = [8.0, 6.0, 50.0, 40.0]
+    mattes = {}
+    for soft in (True, False):
+        predictor = ZimPredictor(model)
+        predictor.soft = soft
+        predictor.set_image(rgb)
+        mattes[soft] = predictor.predict(box=np.array(box), multimask_output=False)[0][0]
+    assert np.abs(mattes[True] - mattes[False]).max() > 0.1
+    key = client.post("/v1/embeddings", files={"image": png}).json()["id"]
+    body = {"embedding": key, "objects": [{"box": box}]}
+    for _ in range(2):  # whoever asks first leaves nothing behind for the other
+        mix = mattes[True][..., None]
+        wanted = (1 - mix) * rgb + mix * (255 - rgb)
+        inverted = decoded(client.post("/v1/invert", json=body).json()["image"])
+        assert np.abs(inverted - wanted).max() <= 0.51
+        shown = client.post("/v1/matte", json=body | {"output": "alpha"})
+        alpha = np.array(Image.open(io.BytesIO(shown.content))) / 255
+        assert np.abs(alpha - mattes[False]).max() <= 0.51 / 255
+
+
 def test_a_model_that_fails_says_why(client, png):
     answer = client.post("/v1/embeddings", data={"model": "gone"}, files={"image": png})
     assert answer.status_code == 503

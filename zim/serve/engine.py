@@ -132,7 +132,13 @@ class Engine:
         return self.lanes[entry.worker].submit(job)
 
     def ask(
-        self, entry: Entry, prompt: dict[str, Any], candidates: int, size: Size
+        self,
+        entry: Entry,
+        prompt: dict[str, Any],
+        candidates: int,
+        size: Size,
+        *,
+        soft: bool = False,
     ) -> Future[Answer]:
         """Answer a prompt; those for one picture that wait at the same time share a batch.
 
@@ -141,11 +147,12 @@ class Engine:
             prompt: arguments of :meth:`zim.Prompt.create`, in pixels of the full picture.
             candidates: 1 for the answer, 3 for the alternatives, in the order of their numbers.
             size: ``preview`` answers at up to ``PREVIEW`` pixels a side.
+            soft: see :attr:`zim.ZimPredictor.soft`.
         """
         job = Job(
-            lambda prompts: self._decode(entry, prompts, candidates, size),
+            lambda prompts: self._decode(entry, prompts, candidates, size, soft),
             self.prompt(entry, prompt, size),
-            (entry.key, candidates, size),
+            (entry.key, candidates, size, soft),
         )
         return self.lanes[entry.worker].submit(job)
 
@@ -191,9 +198,10 @@ class Engine:
         return found
 
     def _decode(
-        self, entry: Entry, prompts: Sequence[Prompt], candidates: int, size: Size
+        self, entry: Entry, prompts: Sequence[Prompt], candidates: int, size: Size, soft: bool
     ) -> list[Answer]:
         predictor = self._predictor(entry, size)
+        predictor.soft = soft  # it is this thread's own
         several = candidates > 1
         mattes, scores, _ = predictor.predict_batch(list(prompts), multimask_output=several)
         if entry.alpha is not None:

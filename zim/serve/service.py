@@ -87,7 +87,13 @@ class Service:
         }
 
     async def answers(
-        self, entry: Entry, objects: list[ObjectBody], candidates: int, *, preview: bool
+        self,
+        entry: Entry,
+        objects: list[ObjectBody],
+        candidates: int,
+        *,
+        preview: bool,
+        soft: bool = False,
     ) -> list[Answer]:
         """Answer the prompts of several objects; they share a batch."""
         size = "preview" if preview else "full"
@@ -96,7 +102,7 @@ class Service:
         futures = []
         for one, prompt in zip(objects, prompts, strict=True):
             count = 3 if candidates == 3 or one.candidate else 1
-            futures.append(self.engine.ask(entry, prompt, count, size))
+            futures.append(self.engine.ask(entry, prompt, count, size, soft=soft))
         return [await self.wait(future, seconds) for future in futures]
 
     def _prompt(self, entry: Entry, one: ObjectBody) -> dict[str, Any]:
@@ -214,7 +220,7 @@ class Service:
                 alpha = await self.in_pool(self._mask, entry, body.mask)
             else:
                 objects = body.objects or []
-                found = await self.answers(entry, objects, 1, preview=False)
+                found = await self.answers(entry, objects, 1, preview=False, soft=True)
                 alpha = chosen(found, objects)
         values = body.values.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
         request = TabRequest(entry.rgb, alpha, values, self.engine.settings.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -108,8 +107,7 @@ class Finder:
 def load_soft(model: str, *, device: str = "auto", dtype: str = "auto") -> Segmenter:
     """Load a model whose mattes end as softly as it draws them.
 
-    ``ZimConfig.sharpen`` makes sure mattes end closer to the object, by which a cut-out gains; of
-    what is removed the faint rim has to go as well.
+    See :attr:`zim.ZimPredictor.soft`.
 
     Args:
         model: a name for :func:`zim.segmenters.load_segmenter`.
@@ -118,7 +116,7 @@ def load_soft(model: str, *, device: str = "auto", dtype: str = "auto") -> Segme
     """
     segmenter = load_segmenter(model, device=device, dtype=dtype)
     if isinstance(segmenter, ZimPredictor):
-        segmenter.model.config = replace(segmenter.model.config, sharpen=1.0)
+        segmenter.soft = True
     return segmenter
 
 
