@@ -65,6 +65,26 @@ def test_held_jobs_count_as_waiting(lane):
     second.set()
 
 
+def test_memory_is_handed_back_in_pauses_and_at_the_latest_after_many_jobs(lane, monkeypatch):
+    tidied, done = threading.Event(), []
+    monkeypatch.setattr("zim.serve.worker.give_memory_back", lambda: (done.append(1), tidied.set()))
+    monkeypatch.setattr("zim.serve.worker.PAUSE", 0.5)
+    monkeypatch.setattr("zim.serve.worker.LATEST", 25)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            lane.submit(Job(lambda _: [0], None)).result(5)
+
+    work(12)  # nobody waits for it while jobs follow each other
+    assert not done
+    assert tidied.wait(5)
+    work(9)
+    time.sleep(0.7)
+    assert len(done) == 1  # too few to be worth it
+    work(17)  # with the nine that makes more than 25 jobs without a pause
+    assert len(done) == 2
+
+
 def test_a_bad_job_fails_alone(lane):
     def run(values):
         if 1 in values:

@@ -15,8 +15,9 @@ from zim.serve.problems import Problem
 #: prompts decoded together
 BATCH = 16
 #: batches after which freed memory is handed back: short-lived threads scatter what they allocate,
-#: and the allocator would keep it (779 MB after 500 prompts, 859 after 2,000 without)
-TIDY = 10
+#: and the allocator would keep it (779 MB after 500 prompts, 859 after 2,000 without). It takes as
+#: long as a few prompts, so it waits for a pause of so many seconds, and only so many batches long.
+TIDY, PAUSE, LATEST = 10, 0.25, 100
 
 
 @dataclass(eq=False)
@@ -46,7 +47,7 @@ class Lane:
         self.batched = 0
         #: taken from the queue to look for company, not begun yet; the thread's own
         self._held: list[Job | None] = []
-        self._begun = 0
+        self._untidied = 0
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -73,7 +74,7 @@ class Lane:
 
     def _loop(self) -> None:
         while True:
-            job = self._held.pop(0) if self._held else self._jobs.get()
+            job = self._next()
             if job is None:
                 return
             batch = [job]
@@ -85,9 +86,23 @@ class Lane:
                 batch += same
             self._run([j for j in batch if j.future.set_running_or_notify_cancel()])
             del job, batch  # a picture must not live on in an idle thread
-            self._begun += 1
-            if self._begun % TIDY == 0:
-                give_memory_back()
+            self._untidied += 1
+            if self._untidied >= LATEST:
+                self._tidy()
+
+    def _next(self) -> Job | None:
+        if self._held:
+            return self._held.pop(0)
+        if self._untidied >= TIDY:
+            try:
+                return self._jobs.get(timeout=PAUSE)
+            except queue.Empty:
+                self._tidy()
+        return self._jobs.get()
+
+    def _tidy(self) -> None:
+        give_memory_back()
+        self._untidied = 0
 
     def _drain(self) -> None:
         while True:
