@@ -1,7 +1,12 @@
-"""Small models and analytic mattes for tests, ours and those of people who write adapters."""
+"""Small models, analytic mattes, a served page: for tests, ours and those of adapter writers."""
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zim._extras import require
 from zim.builder import build
 from zim.config import PRESETS, ConvEncoderConfig, ViTConfig, ZimConfig
 from zim.pretrained import Zim
@@ -141,3 +147,34 @@ def meta_sam(package: Any, vit: ViTConfig, size: int) -> nn.Module:
             iou_head_hidden_dim=256,
         ),
     ).eval()
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Serve an ASGI application, such as that of ``zim serve``, on a free port of this machine.
+
+    Args:
+        app: from ``zim.serve.app.create_app``, for example.
+
+    Yields:
+        Its address, ``http://127.0.0.1:PORT``.
+
+    Raises:
+        MissingExtraError: uvicorn is not installed.
+    """
+    uvicorn = require("uvicorn", "ui")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError(f"the service did not start on port {port}")
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

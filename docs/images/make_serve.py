@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import io
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import zim
 from zim.serve.app import create_app
 from zim.serve.settings import Settings
+from zim.testing import served
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -43,7 +39,8 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("no Chromium on this machine (Debian: apt-get install chromium)")
-    with service() as address, sync_playwright() as play:
+    app = create_app(Settings(), models={"nano": zim.load("nano")})
+    with served(app) as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
         one = Visit(browser, address, "rabbit.jpg", DESKTOP)
@@ -66,25 +63,6 @@ def main() -> None:
         three.pause()
         three.shoot("serve-phone")
         browser.close()
-
-
-@contextmanager
-def service() -> Iterator[str]:
-    """Serve the page, with all its tabs, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app = create_app(Settings(), models={"nano": zim.load("nano")})
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 class Visit:

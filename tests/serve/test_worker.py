@@ -68,21 +68,22 @@ def test_held_jobs_count_as_waiting(lane):
 def test_memory_is_handed_back_in_pauses_and_at_the_latest_after_many_jobs(lane, monkeypatch):
     tidied, done = threading.Event(), []
     monkeypatch.setattr("zim.serve.worker.give_memory_back", lambda: (done.append(1), tidied.set()))
-    monkeypatch.setattr("zim.serve.worker.PAUSE", 0.5)
+    monkeypatch.setattr("zim.serve.worker.PAUSE", 60)
     monkeypatch.setattr("zim.serve.worker.LATEST", 25)
 
     def work(count: int) -> None:
         for _ in range(count):
             lane.submit(Job(lambda _: [0], None)).result(5)
 
-    work(12)  # nobody waits for it while jobs follow each other
-    assert not done
+    work(12)
+    assert not done  # no pause yet
+    work(14)
+    assert len(done) == 1  # after 25 jobs it is no longer put off
+    tidied.clear()
+    monkeypatch.setattr("zim.serve.worker.PAUSE", 0.01)
+    assert not tidied.wait(0.2)  # a pause, but after one job only
+    work(12)
     assert tidied.wait(5)
-    work(9)
-    time.sleep(0.7)
-    assert len(done) == 1  # too few to be worth it
-    work(17)  # with the nine that makes more than 25 jobs without a pause
-    assert len(done) == 2
 
 
 def test_a_bad_job_fails_alone(lane):
