@@ -23,7 +23,6 @@ from zim.model.fast import (
     plain_forms,
     to_phases,
     twice_kernels,
-    unshuffled_kernel,
 )
 from zim.model.layers import ConvNormAct, ResidualBlock
 from zim.testing import TINY_NANO, tiny_model
@@ -92,7 +91,7 @@ def test_adding_and_clipping_in_the_same_pass(
     monkeypatch: pytest.MonkeyPatch, there: bool, strip: int, case: str
 ) -> None:
     if not there:
-        monkeypatch.setattr("zim.model.fast._convolve_accumulate", lambda: None)
+        monkeypatch.setattr("zim.model.onednn.bfloat16_accumulate", lambda: None)
     monkeypatch.setattr("zim.model.fast.STRIP_BYTES", strip)
     x, weight, half = noise(2, 16, 20, 24), noise(8, 16, 3, 3, seed=1), noise(2, 32, 20, 24, seed=2)
     given = [t.bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, weight, half)]
@@ -104,12 +103,6 @@ def test_adding_and_clipping_in_the_same_pass(
     got = put_together(strips, x.new_empty(2, 32, 20, 24))
     assert difference(got, expected) <= 1e-2
     assert case == "own" or torch.equal(half, before)
-
-
-def test_convolution_in_phases() -> None:
-    x, weight = noise(2, 3, 6, 10), noise(4, 3, 3, 3, seed=1)
-    got = from_phases(F.conv2d(to_phases(x), unshuffled_kernel(weight), padding=1))
-    torch.testing.assert_close(got, F.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5)
 
 
 def test_phases_by_hand() -> None:

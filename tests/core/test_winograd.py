@@ -65,9 +65,20 @@ def test_maps_that_do_not_divide_into_tiles_are_left_to_torch() -> None:
     assert not winograd.suits(torch.zeros(1, 16, 8, 8), 128)
 
 
-@pytest.mark.parametrize(("threads", "suits"), [(1, True), (2, True), (3, False)])
-def test_few_threads_share_the_products(
-    threads: int, suits: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("threads", "shape", "suits"),
+    [
+        (1, (1, 128, 16, 16), True),
+        (2, (1, 128, 16, 16), False),  # narrow
+        (2, (1, 256, 16, 16), False),  # few tiles of a single map
+        (2, (2, 256, 16, 16), True),
+        (2, (1, 256, 64, 64), True),
+        (3, (1, 256, 64, 64), False),
+    ],
+)
+def test_few_threads_share_long_products(
+    threads: int, shape: tuple[int, ...], suits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert winograd.suits(torch.zeros(1, 128, 16, 16), 128) is suits
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert winograd.suits(torch.zeros(shape), 128) is suits

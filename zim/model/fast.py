@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zim.model import winograd
+from zim.model import onednn, winograd
 
 _ATTRIBUTE = "_derived"
 #: bytes of a result that :func:`fuse_twice` makes at a time
@@ -29,7 +29,6 @@ STRIP_BYTES = 4 << 20
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
 
 Value = TypeVar("Value")
-Accumulate = Callable[[Tensor, Tensor, Tensor, list[int]], Tensor]
 
 
 @contextmanager
@@ -63,8 +62,22 @@ def tracked(sources: Sequence[Tensor]) -> bool:
     return not any(t.is_inference() for t in sources)
 
 
+class _Kept(dict[Hashable, tuple[Any, Any]]):
+    """What is remembered on a module; a copy or a pickle of the module begins without."""
+
+    def __deepcopy__(self, memo: object) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()
+
+
 def cached(
-    module: nn.Module, name: Hashable, sources: Sequence[Tensor], make: Callable[[], Value]
+    module: nn.Module,
+    name: Hashable,
+    sources: Sequence[Tensor],
+    make: Callable[[], Value],
+    made_for: Hashable = None,
 ) -> Value:
     """Return ``make()``, remembered on the module as long as its sources stay what they are.
 
@@ -74,11 +87,12 @@ def cached(
         sources: the tensors it is derived from. Writing to one in place, moving it, converting it
             or replacing it makes the next call derive the value again.
         make: derives the value.
+        made_for: what else the value depends on; one value of a name is kept, the last one.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not tracked(sources):
         return make()
-    key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
-    store: dict[Hashable, tuple[Any, Any]] = module.__dict__.setdefault(_ATTRIBUTE, {})
+    key = made_for, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
+    store: _Kept = module.__dict__.setdefault(_ATTRIBUTE, _Kept())
     kept = store.get(name)
     if kept is None or kept[0] != key:
         kept = store[name] = (key, make())
@@ -116,21 +130,61 @@ def norm_sources(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return norm.running_mean, norm.running_var, norm.weight, norm.bias
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution and its norm, as one convolution where that is allowed."""
+def conv_norm(
+    conv: nn.Conv2d, norm: nn.Module, x: Tensor, add: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """Apply a convolution and its norm, as one convolution where that is allowed.
+
+    Args:
+        conv: without bias.
+        norm: of its results.
+        x: ``b in h w``.
+        add: ``b out h' w'`` to add to the result, or None.
+        relu: clip the sum at zero.
+    """
     if not (isinstance(norm, nn.BatchNorm2d) and allowed(norm)):
-        return norm(conv(x))
+        y = norm(conv(x))
+        y = y if add is None else y + add
+        return F.relu(y, inplace=True) if relu else y
     sources = (conv.weight, *norm_sources(norm))
+    folded = functools.partial(fold_norm, conv.weight, norm)
     shape = (conv.kernel_size, conv.stride, conv.padding)
     wide = shape == ((3, 3), (1, 1), (1, 1)) and winograd.suits(x, conv.out_channels)
     if wide and tracked(sources):  # a kernel transformed for one call costs more than it saves
+        kernel = cached(conv, "winograd", sources, lambda: winograd.make_kernel(*folded()))
+        y = winograd.convolve(x, kernel)
+    elif onednn.suits(x) and tracked(sources):
+        return onednn.convolve(x, prepared(conv, sources, x, folded, conv.stride[0]), add, relu)
+    else:
+        weight, bias = cached(conv, "folded", sources, folded)
+        y = F.conv2d(x, weight, bias, conv.stride, conv.padding)  # pyright: ignore
+    y = y if add is None else y.add_(add)
+    return y.relu_() if relu else y
 
-        def transform() -> winograd.Kernel:
-            return winograd.make_kernel(*fold_norm(conv.weight, norm))
 
-        return winograd.convolve(x, cached(conv, "winograd", sources, transform))
-    weight, bias = cached(conv, "folded", sources, lambda: fold_norm(conv.weight, norm))
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)  # pyright: ignore
+def prepared(
+    module: nn.Module,
+    sources: Sequence[Tensor],
+    x: Tensor,
+    make: Callable[[], tuple[Tensor, Tensor | None]],
+    stride: int = 1,
+    name: Hashable = "onednn",
+) -> onednn.Kernel:
+    """Return oneDNN's form of a 3 x 3 kernel for maps like ``x``, kept as :func:`cached` does.
+
+    Args:
+        module: keeps it.
+        sources: the tensors it is derived from.
+        x: ``1 in h w``.
+        make: derives weight and bias.
+        stride: of the convolution, whose padding is 1.
+        name: of the kernel, where a module has several.
+    """
+
+    def lay_out() -> onednn.Kernel:
+        return onednn.prepare(*make(), x, stride, 1)
+
+    return cached(module, name, sources, lay_out, onednn.made_for(x))
 
 
 class Twice(NamedTuple):
@@ -145,7 +199,7 @@ class Twice(NamedTuple):
             bottom left, bottom right.
     """
 
-    merged: Tensor | winograd.Kernel
+    merged: Tensor | winograd.Kernel | onednn.Kernel
     rows: Tensor
     columns: Tensor
     corners: Tensor
@@ -190,29 +244,6 @@ def twice_kernels(weight: Tensor) -> Twice:
     corners = torch.einsum("epk,fql,ockl->efcpqo", rim, rim, taps).reshape(4, cin, 4 * out)
     merged, rows, columns, corners = (t.to(weight.dtype) for t in (merged, rows, columns, corners))
     return Twice(merged.contiguous(memory_format=torch.channels_last), rows, columns, corners)
-
-
-def unshuffled_kernel(weight: Tensor) -> Tensor:
-    """Write a 3 x 3 convolution for maps cut into phases by :func:`to_phases`, exactly.
-
-    Args:
-        weight: ``out in 3 3`` for the large map.
-
-    Returns:
-        ``(4 * out) (4 * in) 3 3`` on the small map of four phases, zero padding included.
-    """
-    out, cin = weight.shape[:2]
-    merged = weight.new_zeros(2, 2, out, 2, 2, cin, 3, 3)
-    for p in range(2):
-        for q in range(2):
-            for k in range(3):
-                for m in range(3):
-                    row, column = p + k - 1, q + m - 1  # in the large map, from the cell's corner
-                    merged[p, q, :, row % 2, column % 2, :, row // 2 + 1, column // 2 + 1] = weight[
-                        :, :, k, m
-                    ]
-    merged = merged.reshape(4 * out, 4 * cin, 3, 3)
-    return merged.contiguous(memory_format=torch.channels_last)
 
 
 class Scratch:
@@ -263,7 +294,7 @@ def fuse_twice(
 
     Args:
         x: ``b in h w``, both sides at least 2.
-        kernels: from :func:`twice_kernels`.
+        kernels: from :func:`twice_kernels`; with the merged one in oneDNN's form b is 1.
         half: ``b (4 * out) h w`` to add, or one for all.
         own: ``half`` may be overwritten.
         scratch: where strips are made.
@@ -272,6 +303,12 @@ def fuse_twice(
         Strips that together cover ``b (4 * out) h w``.
     """
     rim, merged = _rim(x, kernels), kernels.merged
+    if isinstance(merged, onednn.Kernel):
+        y = half if own else half.clone(memory_format=torch.channels_last)
+        rows = slice(0, x.shape[2])
+        rim.add_to(y, slice(None), rows)
+        yield Strip(slice(None), rows, onednn.accumulate(y, x, merged))
+        return
     if isinstance(merged, winograd.Kernel):
         y = winograd.convolve(x, merged)
     elif accumulate := _accumulator(x, merged, half):
@@ -285,7 +322,7 @@ def fuse_twice(
 
 
 def _fused_strips(
-    accumulate: Accumulate,
+    accumulate: onednn.Accumulate,
     x: Tensor,
     merged: Tensor,
     rim: _Rim,
@@ -320,34 +357,12 @@ def _fused_strips(
             yield Strip(one, rows, y[:, :, start - made.start : rows.stop - made.start])
 
 
-def _accumulator(x: Tensor, merged: Tensor, half: Tensor) -> Accumulate | None:
+def _accumulator(x: Tensor, merged: Tensor, half: Tensor) -> onednn.Accumulate | None:
     """Return oneDNN's operator where it pays; it knows neither gradients nor autocast."""
     same = x.dtype == merged.dtype == half.dtype == torch.bfloat16
     if not (same and x.is_cpu) or torch.is_grad_enabled():
         return None
-    return _convolve_accumulate()
-
-
-@functools.cache
-def _convolve_accumulate() -> Accumulate | None:
-    """Return ``y, x, weight, padding``: ``y = relu(y + conv(x))`` where oneDNN has it in bf16."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    # oneDNN refuses bfloat16 on CPUs without AVX512BW or AVX-NE-CONVERT
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if supported is None or not supported():
-        return None
-    packet = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
-    operator = getattr(packet, "binary", None)
-    if operator is None:
-        return None
-    ones = [1, 1]
-
-    def accumulate(y: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
-        last = ("add", 1.0, "relu", [], "none")
-        return operator(y, x, weight, None, padding, ones, ones, 1, *last)
-
-    return accumulate
+    return onednn.bfloat16_accumulate()
 
 
 class _Rim(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zim.model.fast import allowed, conv_norm
+from zim.model.fast import conv_norm
 
 
 class LayerNorm2d(nn.Module):
@@ -93,8 +93,8 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``b dim_in h w`` to ``b dim_out h' w'``."""
-        conv, norm, act = self
-        return act(conv_norm(conv, norm, input))  # pyright: ignore[reportArgumentType]
+        conv, norm, _ = self
+        return conv_norm(conv, norm, input, relu=True)  # pyright: ignore[reportArgumentType]
 
 
 class ResidualBlock(nn.Module):
@@ -110,8 +110,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``b c h w`` to the same shape."""
         conv, norm = self.conv2
-        y = conv_norm(conv, norm, self.conv1(x))  # pyright: ignore
-        return y.add_(x).relu_() if allowed(self) else F.relu(x + y)
+        return conv_norm(conv, norm, self.conv1(x), add=x, relu=True)  # pyright: ignore
 
 
 def in_float32(moved: Tensor, original: Tensor) -> Tensor:

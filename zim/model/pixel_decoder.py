@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zim.config import DecoderConfig
-from zim.model import winograd
+from zim.model import onednn, winograd
 from zim.model.fast import (
     Scratch,
     Strip,
@@ -34,10 +34,10 @@ from zim.model.fast import (
     fold_norm,
     fuse_twice,
     norm_sources,
+    prepared,
     to_phases,
     tracked,
     twice_kernels,
-    unshuffled_kernel,
 )
 from zim.model.layers import ConvNormAct, LayerNorm2d, channels_in_eights, make_norm
 
@@ -48,7 +48,7 @@ class _Kernels(NamedTuple):
     detail: Tensor  # out detail 3 3
     bias: Tensor  # out
     twice: Twice  # for the enlarged map
-    cues: Tensor  # (4 * out) (4 * cues) 3 3
+    cues: Tensor  # out cues 3 3
 
 
 class FusionStep(nn.Module):
@@ -72,7 +72,12 @@ class FusionStep(nn.Module):
             ``b out h w``; while inferring ``b (4 * out) h/2 w/2`` in phases, norm included.
         """
         if isinstance(self.norm, nn.BatchNorm2d) and allowed(self) and min(detail.shape[-2:]) >= 4:
-            kernels = self._kernels()
+            kernels, sources = self._kernels(), self._sources()
+            if onednn.suits(detail) and tracked(sources):
+                kernel = prepared(
+                    self, sources, detail, lambda: (kernels.detail, kernels.bias), name="detail"
+                )
+                return to_phases(onednn.convolve(detail, kernel))
             return to_phases(F.conv2d(detail, kernels.detail, kernels.bias, padding=1))
         return F.conv2d(detail, self.conv.weight[:, : self.split[0]], padding=1)
 
@@ -120,15 +125,20 @@ class FusionStep(nn.Module):
         self, half: Tensor, x: Tensor, cues: Tensor | None, scratch: Scratch
     ) -> Iterator[Strip]:
         """Do what :meth:`forward` does, giving ``b (4 * out) h/2 w/2`` in phases, in strips."""
-        kernels = self._kernels()
+        kernels, sources = self._kernels(), self._sources()
         if cues is not None:
-            half = half + F.conv2d(to_phases(cues), kernels.cues, padding=1)
+            planes, kernel = channels_in_eights(cues, kernels.cues)
+            half = half + to_phases(F.conv2d(planes, kernel, padding=1))
         twice = kernels.twice
-        assert isinstance(twice.merged, Tensor)
-        suits = winograd.suits(x, len(twice.merged)) and tracked(self._sources())
-        if suits and allowed(self):
-            make = functools.partial(winograd.make_kernel, twice.merged, None)
-            twice = twice._replace(merged=cached(self, "winograd", self._sources(), make))
+        merged = twice.merged
+        assert isinstance(merged, Tensor)
+        if allowed(self) and tracked(sources):
+            if winograd.suits(x, len(merged)):
+                make = functools.partial(winograd.make_kernel, merged, None)
+                twice = twice._replace(merged=cached(self, "winograd", sources, make))
+            elif onednn.suits(x):
+                kernel = prepared(self, sources, x, lambda: (merged, None), name="merged")
+                twice = twice._replace(merged=kernel)
         return fuse_twice(x, twice, half, own=cues is not None, scratch=scratch)
 
     def _sources(self) -> tuple[Tensor, ...]:
@@ -146,7 +156,7 @@ class FusionStep(nn.Module):
             weight, bias = fold_norm(self.conv.weight, norm)
             parts = weight.split([detail, width, weight.shape[1] - detail - width], 1)
             image, up, cues = (p.contiguous(memory_format=torch.channels_last) for p in parts)
-            return _Kernels(image, bias, twice_kernels(up), unshuffled_kernel(cues))
+            return _Kernels(image, bias, twice_kernels(up), cues)
 
         return cached(self, "kernels", self._sources(), make)
 

@@ -27,8 +27,9 @@ _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 _TILES = 128
 #: with fewer channels than this the transforms cost more than the products save
 _CHANNELS = 64
-#: more threads would wait for each other's share of products this short
-_THREADS = 2
+#: more threads would wait for each other's share of products this short; two of them need more
+#: channels, and more tiles where they share a single map
+_THREADS, _WIDE, _MANY = 2, 256, 256
 
 
 class Kernel(NamedTuple):
@@ -47,16 +48,20 @@ class _Transforms(NamedTuple):
 def suits(x: Tensor, out: int) -> bool:
     """Tell whether :func:`convolve` is the faster way for a map ``b c h w`` and ``out`` channels.
 
-    Measured in float32 with MKL's matrix products, on one thread and on two that share each product
-    (encoding with nano there: a tenth to a fifth less time); more were not tried.
+    Measured in float32 with MKL's matrix products, on one thread and on two that share each
+    product; more were not tried.
     """
+    threads, widest = torch.get_num_threads(), max(x.shape[1], out)
+    tiles = x.shape[0] * x.shape[2] * x.shape[3] // _OUT**2
+    enough = threads == 1 or (widest >= _WIDE and (x.shape[0] > 1 or tiles >= _MANY))
     return (
         x.device.type == "cpu"
         and x.shape[0] > 0
-        and torch.get_num_threads() <= _THREADS
+        and threads <= _THREADS
+        and enough
         and x.dtype == torch.float32
         and min(x.shape[1], out) >= _CHANNELS
-        and max(x.shape[1], out) >= 2 * _CHANNELS
+        and widest >= 2 * _CHANNELS
         and x.shape[2] % _OUT == 0
         and x.shape[3] % _OUT == 0
         and torch.backends.mkl.is_available()
