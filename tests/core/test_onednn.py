@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,24 @@ def test_adds_and_clips_as_torch_does(stride: int, biased: bool, added: bool, re
     got = onednn.convolve(x, kernel, add, relu)
     torch.testing.assert_close(got, expected.relu() if relu else expected, atol=1e-5, rtol=1e-5)
     assert before is None or torch.equal(add, before)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 7, "padding": 3},
+        {"kernel_size": 3, "padding": 1, "stride": (2, 1)},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 4},
+    ],
+    ids=["small", "large", "uneven", "dilated", "grouped"],
+)
+def test_other_convolutions_are_left_to_torch(how: dict[str, Any]) -> None:
+    conv, norm = nn.Conv2d(8, 8, bias=False, **how), nn.BatchNorm2d(8).eval()
+    x = noise(1, 8, 12, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(conv_norm(conv, norm, x), norm(conv(x)), atol=1e-5, rtol=1e-5)
 
 
 @needs_operators
@@ -156,7 +175,14 @@ def test_a_model_that_has_answered_can_be_copied_and_pickled() -> None:
             return model.decode(model.encode_image(x), points, labels, None, cues).logits
 
     expected = answer(model)
-    assert torch.equal(answer(copy.deepcopy(model)), expected)
+    with plain_forms():
+        torch.testing.assert_close(expected, answer(model), atol=1e-4, rtol=1e-4)
+    other = copy.deepcopy(model)
+    assert torch.equal(answer(other), expected)
+    with torch.no_grad():
+        other.mask_decoder.pixel_decoder.fuse[0].norm.bias.add_(1)  # pyright: ignore
+    assert not torch.equal(answer(other), expected)
+    assert torch.equal(answer(model), expected)  # each keeps its own
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -178,3 +204,46 @@ def test_another_torch_is_left_to_itself(change: str, monkeypatch: pytest.Monkey
         assert not onednn._right(wrong)
         monkeypatch.setattr(onednn, "_right", lambda operators: False)
     assert onednn._operators.__wrapped__() is None
+
+
+@torch.inference_mode()
+def test_features_of_another_type_are_decoded() -> None:
+    model = tiny_model()
+    features = model.encode_image(model.preprocess(torch.rand(1, 3, 64, 64) * 255))
+    points, labels = torch.tensor([[[8.0, 8], [40, 50]]]), torch.tensor([[2, 3]])
+    expected = model.decode(features, points, labels).logits
+    halves = tuple(half.bfloat16() for half in features.halves)
+    got = model.decode(replace(features, halves=halves), points, labels).logits
+    torch.testing.assert_close(got, expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_compiled_encoder_of_convolutions_is_one_graph(device: str) -> None:
+    encoder = tiny_model(TINY_NANO).image_encoder.to(device)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    stem = next(encoder.parameters()).shape[1]
+    with torch.inference_mode():
+        x = noise(1, stem, 8, 8).to(device)
+        ours, plain = compiled(x), encoder(x)
+    assert ours.shape == plain.shape
+    if device == "cpu":
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_what_training_changes_behind_torch_is_seen() -> None:
+    model = tiny_model(TINY_NANO)
+    x = model.preprocess(torch.rand(2, 3, 64, 64) * 255)
+
+    def embedding() -> Tensor:
+        with torch.inference_mode():
+            return model.encode_image(x).embedding
+
+    before = embedding()
+    model.train()
+    with torch.no_grad():
+        model.encode_image(x * 3 + 1)  # batch norms write their statistics uncounted
+    model.eval()
+    with plain_forms():
+        expected = embedding()
+    assert not torch.allclose(before, expected, atol=1e-3)
+    torch.testing.assert_close(embedding(), expected, atol=1e-4, rtol=1e-4)

@@ -85,7 +85,9 @@ def cached(
         module: keeps the value in an attribute that is neither parameter nor buffer.
         name: of the value; values of different grids have different names.
         sources: the tensors it is derived from. Writing to one in place, moving it, converting it
-            or replacing it makes the next call derive the value again.
+            or replacing it makes the next call derive the value again. Torch does not count what
+            batch norms and fused optimisers write; a network that is put into training forgets
+            all that is kept (:func:`forget`).
         make: derives the value.
         made_for: what else the value depends on; one value of a name is kept, the last one.
     """
@@ -148,16 +150,19 @@ def conv_norm(
         return F.relu(y, inplace=True) if relu else y
     sources = (conv.weight, *norm_sources(norm))
     folded = functools.partial(fold_norm, conv.weight, norm)
-    shape = (conv.kernel_size, conv.stride, conv.padding)
-    wide = shape == ((3, 3), (1, 1), (1, 1)) and winograd.suits(x, conv.out_channels)
-    if wide and tracked(sources):  # a kernel transformed for one call costs more than it saves
+    stride, shape = conv.stride[0], (conv.kernel_size, conv.padding, conv.dilation, conv.groups)
+    usual = shape == ((3, 3), (1, 1), (1, 1), 1) and conv.stride == (stride, stride)
+    # what is made for one call, as from sources that are not tracked, costs more than it saves
+    short = usual and stride == 1 and winograd.suits(x, conv.out_channels)
+    if short and tracked(sources):
         kernel = cached(conv, "winograd", sources, lambda: winograd.make_kernel(*folded()))
         y = winograd.convolve(x, kernel)
-    elif onednn.suits(x) and tracked(sources):
-        return onednn.convolve(x, prepared(conv, sources, x, folded, conv.stride[0]), add, relu)
+    elif usual and onednn.suits(x) and tracked(sources):
+        return onednn.convolve(x, prepared(conv, sources, x, folded, stride), add, relu)
     else:
         weight, bias = cached(conv, "folded", sources, folded)
-        y = F.conv2d(x, weight, bias, conv.stride, conv.padding)  # pyright: ignore
+        how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = F.conv2d(x, weight, bias, *how)  # pyright: ignore
     y = y if add is None else y.add_(add)
     return y.relu_() if relu else y
 

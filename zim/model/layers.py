@@ -93,7 +93,7 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``b dim_in h w`` to ``b dim_out h' w'``."""
-        conv, norm, _ = self
+        conv, norm, _ = self  # the ReLU is part of what conv_norm does
         return conv_norm(conv, norm, input, relu=True)  # pyright: ignore[reportArgumentType]
 
 

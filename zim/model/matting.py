@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from zim.config import ConvEncoderConfig, ZimConfig
 from zim.model.attention import prompt_attention
 from zim.model.conv_encoder import ConvEncoder
-from zim.model.fast import allowed, cached
+from zim.model.fast import allowed, cached, forget
 from zim.model.image_encoder import ImageEncoder
 from zim.model.layers import in_float32
 from zim.model.mask_decoder import CACHED_BYTES, MaskDecoder, TokenState
@@ -113,6 +113,12 @@ class ZimNetwork(nn.Module):
         self.pixel_mean = in_float32(self.pixel_mean, kept[0])
         self.pixel_std = in_float32(self.pixel_std, kept[1])
         return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what was derived from weights is forgotten."""
+        if mode:
+            forget(self)
+        return super().train(mode)
 
     @property
     def device(self) -> torch.device:

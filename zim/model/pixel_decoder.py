@@ -132,13 +132,14 @@ class FusionStep(nn.Module):
         twice = kernels.twice
         merged = twice.merged
         assert isinstance(merged, Tensor)
-        if allowed(self) and tracked(sources):
-            if winograd.suits(x, len(merged)):
-                make = functools.partial(winograd.make_kernel, merged, None)
-                twice = twice._replace(merged=cached(self, "winograd", sources, make))
-            elif onednn.suits(x):
-                kernel = prepared(self, sources, x, lambda: (merged, None), name="merged")
-                twice = twice._replace(merged=kernel)
+        if not allowed(self):
+            pass
+        elif winograd.suits(x, len(merged)) and tracked(sources):
+            make = functools.partial(winograd.make_kernel, merged, None)
+            twice = twice._replace(merged=cached(self, "winograd", sources, make))
+        elif onednn.suits(x) and half.dtype == x.dtype and tracked(sources):
+            kernel = prepared(self, sources, x, lambda: (merged, None), name="merged")
+            twice = twice._replace(merged=kernel)
         return fuse_twice(x, twice, half, own=cues is not None, scratch=scratch)
 
     def _sources(self) -> tuple[Tensor, ...]:

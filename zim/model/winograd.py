@@ -51,12 +51,13 @@ def suits(x: Tensor, out: int) -> bool:
     Measured in float32 with MKL's matrix products, on one thread and on two that share each
     product; more were not tried.
     """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which cannot see threads
+        return False
     threads, widest = torch.get_num_threads(), max(x.shape[1], out)
     tiles = x.shape[0] * x.shape[2] * x.shape[3] // _OUT**2
     enough = threads == 1 or (widest >= _WIDE and (x.shape[0] > 1 or tiles >= _MANY))
     return (
-        x.device.type == "cpu"
-        and x.shape[0] > 0
+        x.shape[0] > 0
         and threads <= _THREADS
         and enough
         and x.dtype == torch.float32
