@@ -56,6 +56,21 @@ def load(
     if official(str(name)) or is_onnx_folder(Path(name)):
         onnx = _load_onnx(name, device, dtype)
         return onnx.compile_encoder() if compile else onnx
+    model = Zim.from_pretrained(locate(name)).to(where, kind)
+    return model.compile_encoder() if compile else model
+
+
+def locate(name: str | Path) -> str | Path:
+    """Return where the weights of a model are that :func:`load` would read, without reading them.
+
+    Args:
+        name: as for :func:`load`.
+
+    Raises:
+        CheckpointError: no such model, or its weights are not there.
+    """
+    if official(str(name)) or is_onnx_folder(Path(name)):
+        return name
     source: str | Path = name
     row = REGISTRY.get(str(name))
     if row is not None:
@@ -75,8 +90,7 @@ def load(
         raise CheckpointError(
             f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id"
         )
-    model = Zim.from_pretrained(source).to(where, kind)
-    return model.compile_encoder() if compile else model
+    return source
 
 
 def _load_onnx(name: str | Path, device: str, dtype: str) -> Zim:

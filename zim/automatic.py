@@ -13,6 +13,7 @@ thinned above ``KEEP_BYTES``, and records make their full-size arrays on demand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ DEFAULTS = Defaults(32, 0.7, 0.9)
 #: soft rim is a larger share of an object in a frame of 256, so that stability is lower as well.
 #: Whatever passes is looked at again closely (:mod:`zim.click_search`).
 DEFAULTS_WITH_CUES = Defaults(16, 0.4, 0.8)
+#: more clicks along each side are taken for a mistake
+MOST_PER_SIDE = 1024
 #: bytes of full-size arrays that the records of one picture may hold on to once they are made
 RECORD_BYTES = 1 << 29
 
@@ -124,6 +127,25 @@ class ZimAutomaticMaskGenerator:
         for name, value in (("points_per_batch", points_per_batch), ("max_masks", max_masks)):
             if value is not None:
                 _check_at_least(name, value, 1)
+        for name, value in (
+            ("box_nms_thresh", box_nms_thresh),
+            ("crop_nms_thresh", crop_nms_thresh),
+        ):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; expected an IoU from 0 to 1")
+        for name, value in (  # models may rate themselves above 1 or below 0
+            ("pred_iou_thresh", pred_iou_thresh),
+            ("stability_score_thresh", stability_score_thresh),
+            ("stability_score_offset", stability_score_offset),
+        ):
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{name} is {value}; expected a finite number")
+        if not 0 <= crop_overlap_ratio < 1:
+            raise ConfigError(f"crop_overlap_ratio is {crop_overlap_ratio}; expected 0 to below 1")
+        if points_per_side is not None and points_per_side > MOST_PER_SIDE:
+            raise ConfigError(
+                f"points_per_side is {points_per_side}; expected at most {MOST_PER_SIDE}"
+            )
         if not 0 < mask_threshold < 1:
             raise ConfigError(f"mask_threshold is {mask_threshold}; expected an alpha in (0, 1)")
         if points_per_side is not None and point_grids is not None:

@@ -145,12 +145,14 @@ def _row(line: str, number: int, manifest: Path) -> Row:
     fallback = f"line-{number}"
     try:
         data = json.loads(line)
-        image = data["image"]
+        if not isinstance(data, dict):
+            raise TypeError("it is not a JSON object")
+        image = data.get("image")
         if not isinstance(image, str) or not image:
-            raise TypeError("image is not a file's name")
+            raise TypeError("it has no image, the name of a file")
         name = str(data.get("name") or PurePosixPath(image).stem)
         if unknown := sorted(set(data) & _NEARLY):
-            raise KeyError(f"{unknown[0]}; expected {', '.join(_PROMPTS)} or objects")
+            raise TypeError(f"{unknown[0]} is unknown; expected {', '.join(_PROMPTS)} or objects")
         objects = data.get("objects")
         one = {k: data[k] for k in _PROMPTS if data.get(k) is not None}
         if objects is None:
@@ -159,12 +161,18 @@ def _row(line: str, number: int, manifest: Path) -> Row:
             raise TypeError("objects and a prompt beside them; put it into objects")
         if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
             raise TypeError("objects are not a list of JSON objects")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = f"line {number} is not a JSON object with image ({type(error).__name__}: {error})"
+        if data.get("objects") == []:
+            raise TypeError("objects is empty; leave it out for the whole picture")
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = error if isinstance(error, TypeError) else f"it is no JSON ({error})"
+        why = f'line {number}: {reason}; expected {{"image": FILE, ...}}'
         return Row(fallback, f"{manifest.name}:{number}", error=why)
     path = PurePosixPath(name)
     outside = path.is_absolute() or ".." in path.parts or not path.name
-    if outside or path.parts[0] == SHARDS or "\0" in name:
+    if "\0" in name:
+        why = f"line {number}: name {name!r} holds a zero byte; give another name"
+        return Row(fallback, image, error=why)
+    if outside or path.parts[0] == SHARDS:
         return Row(fallback, image, error=f"line {number}: name {name!r} leaves the output folder")
     beside = [
         asked | {k: str(manifest.parent / v) for k in _FILES if isinstance(v := asked.get(k), str)}

@@ -141,6 +141,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Generator[None]:
     """Add the wall time of a block to ``seconds[stage]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -327,13 +328,13 @@ def test_alpha_as_bytes(model: zim.Zim, plain: list[MaskRecord]) -> None:
 
 def test_four_candidates_and_a_limit(model: zim.Zim) -> None:
     options: dict[str, Any] = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
-    three = ZimAutomaticMaskGenerator(model, 4, box_nms_thresh=2, **options).generate(picture())
-    four = ZimAutomaticMaskGenerator(model, 4, box_nms_thresh=2, multimask=4, **options).generate(
+    three = ZimAutomaticMaskGenerator(model, 4, box_nms_thresh=1.0, **options).generate(picture())
+    four = ZimAutomaticMaskGenerator(model, 4, box_nms_thresh=1.0, multimask=4, **options).generate(
         picture()
     )
     assert len(four) > len(three)
     limited = ZimAutomaticMaskGenerator(
-        model, 4, box_nms_thresh=2, max_masks=3, **options
+        model, 4, box_nms_thresh=1.0, max_masks=3, **options
     ).generate(picture())
     assert [r["predicted_iou"] for r in limited] == [r["predicted_iou"] for r in three[:3]]
 
@@ -377,6 +378,12 @@ def test_a_picture_of_one_pixel(model: zim.Zim) -> None:
         ({"output_mode": "png"}, "output_mode is 'png'"),
         ({"space": "alpha"}, "space is 'alpha'"),
         ({"multimask": 2}, "multimask is 2"),
+        ({"points_per_side": 100_000}, "points_per_side is 100000; expected at most"),
+        ({"pred_iou_thresh": math.nan}, "pred_iou_thresh is nan"),
+        ({"stability_score_offset": math.inf}, "stability_score_offset is inf"),
+        ({"box_nms_thresh": 5}, "box_nms_thresh is 5"),
+        ({"crop_nms_thresh": math.nan}, "crop_nms_thresh is nan"),
+        ({"crop_overlap_ratio": 2, "crop_n_layers": 1}, "crop_overlap_ratio is 2"),
         ({"mask_threshold": 1.0}, "mask_threshold is 1.0"),
         ({"crop_n_layers": -1}, "crop_n_layers is -1"),
         ({"min_mask_region_area": -1}, "min_mask_region_area is -1"),

@@ -128,8 +128,11 @@ def test_scribbles_masks_and_words(folder, tmp_path, model, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"image": None}, "image is not a file's name"),
-        ({"image": "p00.png", "points": [[28, 20]]}, "points"),
+        ({"image": None}, "it has no image, the name of a file"),
+        ({}, "it has no image"),
+        ({"image": "p00.png", "points": [[28, 20]]}, "line 3: points is unknown; expected point"),
+        ({"image": "p00.png", "objects": []}, "objects is empty"),
+        ({"image": "p00.png", "name": "a\0b"}, "zero byte"),
         ({"image": "p00.png", "objects": {"bbox": [1, 2, 3, 4]}}, "list of JSON objects"),
         ({"image": "p00.png", "objects": [], "bbox": [1, 2, 30, 40]}, "put it into objects"),
         ({"image": "p00.png", "objects": [{"box": [1, 2, 30, 40]}]}, "unknown key 'box'"),

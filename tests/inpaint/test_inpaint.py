@@ -176,7 +176,9 @@ def test_replace_by_words_paints_behind_the_object(painter: Any) -> None:
         ({"background": "white"}, ConfigError, "replace"),
         ({"cover": 0.7}, ConfigError, "0.5"),
         ({"grow": -1}, ConfigError, "at least 0"),
-        ({"feather": -1.0}, ConfigError, "negative"),
+        ({"feather": -1.0}, ConfigError, "feather is -1"),
+        ({"feather": float("nan")}, ConfigError, "feather is nan"),
+        ({"context": float("inf")}, ConfigError, "context inf"),
         ({"work_size": 3}, ConfigError, "32"),
     ],
 )

@@ -166,6 +166,7 @@ def test_an_empty_field_is_an_error_that_says_so(folder):
         (["--view", "99"], 1, "no view '99'"),
         (["--prompts", "/nowhere.json"], 1, "No such file"),
         (["--points", "3"], 2, "not X,Y"),
+        (["--binarize", "5"], 2, "not a number from 0 to 1"),
     ],
 )
 def test_wrong_flags_are_one_line(folder, capsys, words, code, text):
@@ -187,6 +188,15 @@ def test_wrong_flags_are_one_line(folder, capsys, words, code, text):
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
+    out = tmp_path / "o"
+    synthetic_scene(out / "scene", size=32, views=4)
+    code = main(["--scene", "synthetic", "--output", str(out), "--model", "nope"])
+    assert code == 1
+    assert "unknown model 'nope'" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["scene"]
 
 
 def test_missing_scene_is_one_line(tmp_path, capsys):

@@ -21,11 +21,28 @@ def test_ports_are_checked(port, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_port_in_use_is_a_failure():
+def test_a_port_in_use_is_a_failure(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
+    said = capsys.readouterr().err
+    assert "choose another --port" in said
+    assert said.count("\n") == 1  # and no address, which would not answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--host", "nonsense.invalid", "--token", "auto"], "nonsense.invalid cannot be used"),
+        (["--models", "nano", "nope"], "unknown model 'nope'"),
+    ],
+)
+def test_what_could_never_answer_does_not_start(flags, words, capsys):
+    assert main(["serve", *flags]) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
 
 
 def test_installed_parts_bring_their_tabs():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import socket
 import sys
 from typing import Any
 
 from zim.commandline import Report, UsageError, apply_runtime, positive_int
+from zim.errors import OutputError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -68,9 +70,10 @@ def run(args: argparse.Namespace) -> Report:
 
     share_arenas()
     uvicorn = require("uvicorn", "ui")
-    for package in ("fastapi", "prometheus_client", "multipart"):
+    for package in ("fastapi", "prometheus_client", "python_multipart"):
         require(package, "ui")
     apply_runtime(args)
+    from zim.api import locate
     from zim.serve.app import create_app
     from zim.serve.settings import Settings
 
@@ -87,17 +90,42 @@ def run(args: argparse.Namespace) -> Report:
         timeout=args.timeout,
         cache_bytes=args.cache * 2**20,
     )
+    for name in settings.models:
+        locate(name)  # unknown names are refused now, not at the first prompt
     app = create_app(settings)
+    listening = _listen(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{shown}:{args.port}/" + (f"#token={token}" if token else "")
     sys.stderr.write(f"zim serve: {address}\n")
     server = uvicorn.Server(_config(uvicorn, app, args))
-    server.run()
+    with listening:
+        server.run(sockets=[listening])
     report = Report(model=settings.models[0], extra={"address": address})
     if not server.started:
         report.failed = True
         report.extra["error"] = f"the server at {args.host}:{args.port} did not start"
     return report
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port, so that the address is only told when it answers."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, proto)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"port {port} of {host} cannot be used ({error.strerror or error}); "
+            "choose another --port or --host"
+        ) from error
+    return taken
 
 
 def _config(uvicorn: Any, app: Any, args: argparse.Namespace) -> Any:

@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from zim.commandline import Command, Report, positive_int, run_command
+from zim.commandline import Command, Report, fraction, positive_int, run_command
 
 #: kinds of results; JSON is always written
 FORMATS = ("rgba", "alpha", "labels", "overlay")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "zim-grounded eval scores words to mattes; see zim-grounded eval --help."
     parser.add_argument(
         "phrases",
         nargs="*",
@@ -70,18 +71,18 @@ def add_detector_flags(parser: argparse.ArgumentParser) -> None:
         "or such a list per file name",
     )
     group.add_argument(
-        "--threshold", type=_share, metavar="S", help="least score of a box [the detector's own]"
+        "--threshold", type=fraction, metavar="S", help="least score of a box [the detector's own]"
     )
     group.add_argument(
         "--text-threshold",
-        type=_share,
+        type=fraction,
         default=0.25,
         metavar="S",
         help="least score of a word to be listed with its box [0.25]",
     )
     group.add_argument(
         "--nms",
-        type=_share,
+        type=fraction,
         default=0.7,
         metavar="IOU",
         help="boxes of one phrase that overlap more are one [0.7]",
@@ -101,16 +102,6 @@ def add_detector_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--separate", action="store_true", help="one pass per phrase, so that none sways another"
     )
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 def _run(args: argparse.Namespace) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -178,8 +179,10 @@ def _check(
         raise ConfigError(f"cover is {cover:g}; expected more than 0 and less than 0.5")
     if grow != "auto" and (isinstance(grow, str) or grow < 0):
         raise ConfigError(f"grow is {grow!r}; expected 'auto' or at least 0 pixels")
-    if feather < 0 or context < 0:
-        raise ConfigError(f"feather {feather:g} and context {context:g} must not be negative")
+    if not (0 <= feather < math.inf and 0 <= context < math.inf):
+        raise ConfigError(
+            f"feather is {feather:g} and context {context:g}; expected numbers of at least 0"
+        )
     if work_size is not None and work_size < 32:
         raise ConfigError(f"work_size is {work_size}; expected at least 32 pixels")
 

@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zim.commandline import Command, Report, UsageError, positive_int, run_command, run_program
+from zim.commandline import (
+    Command,
+    Report,
+    UsageError,
+    fraction,
+    positive_int,
+    run_command,
+    run_program,
+)
 from zim.commands.prompt_flags import parse_box, parse_point
 from zim.errors import ZimError
 from zim_sa3d.presets import POINTS
@@ -69,11 +77,11 @@ def _configure(
     group.add_argument(
         "--model", default="nano", metavar="NAME", help="see zim models; oracle: true mattes"
     )
-    group.add_argument("--binarize", type=float, default=0.3, metavar="A", help="[0.3]")
+    group.add_argument("--binarize", type=fraction, default=0.3, metavar="A", help="[0.3]")
     group.add_argument("--num-prompts", type=positive_int, default=10, metavar="N", help="[10]")
     group.add_argument("--penalty", "--lambda", type=float, default=1.0, metavar="L", help="[1]")
     group.add_argument("--first-view-penalty", type=float, default=5.0, metavar="L", help="[5]")
-    group.add_argument("--iou-gate", type=float, default=0.5, metavar="A", help="[0.5]")
+    group.add_argument("--iou-gate", type=fraction, default=0.5, metavar="A", help="[0.5]")
     group.add_argument(
         "--min-weight",
         type=float,
@@ -141,7 +149,9 @@ def run(args: argparse.Namespace) -> Report:
 
     work = Run(args)
     scene = work.scene()
-    prompt = work.prompt(scene)  # a click that does not fit is told before anything is trained
+    # a click that does not fit, or a model that is not there, is told before anything is trained
+    prompt = work.prompt(scene)
+    work.segmenter(scene)
     field = work.field(scene)
     done = work.segment(scene, field, prompt)
     work.measure(scene, field, done.grid)
@@ -170,7 +180,9 @@ def _segment(args: argparse.Namespace) -> Report:
 
     work = Run(args)
     scene = work.scene()
-    prompt = work.prompt(scene)  # a click that does not fit is told before anything is trained
+    # a click that does not fit, or a model that is not there, is told before anything is trained
+    prompt = work.prompt(scene)
+    work.segmenter(scene)
     field = work.field(scene)
     done = work.segment(scene, field, prompt)
     work.measure(scene, field, done.grid)
@@ -225,7 +237,7 @@ def _check_run_folder(args: argparse.Namespace) -> None:
 ALL = Command(
     "zim-sa3d",
     "segment an object in a 3D scene from prompts in one view; steps on their own: prepare, train, "
-    "segment, render, export, demo",
+    "segment, render, export; demo, view, eval",
     _configure,
     run,
 )
@@ -246,7 +258,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in {command.name for command in COMMANDS}:
+    if words and not words[0].startswith("-"):
         return run_program("zim-sa3d", ALL.summary, COMMANDS, words)
     return run_command("zim-sa3d", ALL, words)
 

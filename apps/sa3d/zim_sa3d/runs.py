@@ -40,6 +40,7 @@ class Run:
         self.args = args
         self.folder = Path(args.output or f"runs/{Path(args.scene).name}").expanduser()
         self.report = Report(model=args.model)
+        self._segmenter: Segmenter | None = None
         make_folder(self.folder)
         make_folder(self.folder / "scene")
 
@@ -128,7 +129,12 @@ class Run:
         )
 
     def segmenter(self, scene: Scene) -> Segmenter:
-        """Load the model that turns clicks into mattes."""
+        """Load the model that turns clicks into mattes, once."""
+        if self._segmenter is None:
+            self._segmenter = self._load_segmenter(scene)
+        return self._segmenter
+
+    def _load_segmenter(self, scene: Scene) -> Segmenter:
         if self.args.model == "oracle":
             if not scene.objects:
                 raise UsageError(
