@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any, cast
 from zim import plugins
 from zim._extras import require
 from zim._progress import track
-from zim.errors import ConfigError, ImageError, OutputError, PromptError, ZimError
+from zim.errors import (
+    ConfigError,
+    ImageError,
+    OutputError,
+    PromptError,
+    ZimError,
+    install_advice,
+)
 from zim.output import atomic_write, make_folder
 
 if TYPE_CHECKING:
@@ -193,7 +200,7 @@ def detector_of(rows: Sequence[Row]) -> str:
     if not known:
         raise ZimError(
             "rows with text need a detector, and none is installed; install the extra: "
-            "pip install 'zim-toolkit[grounded]'"
+            + install_advice("grounded")
         )
     return known[0]
 

@@ -312,7 +312,8 @@ def check_model(name: str) -> None:
         reason = f"no weights at {row.path()}" if row.loadable else "it cannot be run"
         raise CheckpointError(f"{name} ({row.about}): {reason}; see `zim models` for what is here")
     if row is None and "/" not in name:
-        known = ", ".join((*PRESETS, *(n for n in REGISTRY if n not in PRESETS)))
+        able = [row.name for row in REGISTRY.values() if row.loadable]
+        known = ", ".join(dict.fromkeys((*PRESETS, *able)))
         raise CheckpointError(
             f"unknown model {name!r}; expected one of {known}, a checkpoint path or a hub id"
         )

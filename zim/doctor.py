@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from zim._extras import missing_by_extra
+from zim.errors import install_advice
 from zim.processor import cpu_flags
 
 Status = Literal["ok", "note", "warning", "error"]
@@ -167,9 +168,8 @@ def _extras() -> list[Check]:
     checks: list[Check] = []
     for extra, missing in missing_by_extra().items():
         if missing:
-            advice = f"pip install 'zim-toolkit[{extra}]'"
             value = f"not installed (missing {', '.join(missing)})"
-            checks.append(Check(f"extra {extra}", value, "note", advice))
+            checks.append(Check(f"extra {extra}", value, "note", install_advice(extra)))
         else:
             checks.append(Check(f"extra {extra}", "installed"))
     return checks

@@ -35,14 +35,23 @@ class OutputError(ZimError, OSError):
     """A result cannot be written."""
 
 
+#: extras whose requirements fit no other's, so that they want an environment to themselves
+APART = ("groundingdino", "nerfstudio")
+
+
+def install_advice(extra: str) -> str:
+    """Return the command that installs an extra, and where it has to be run."""
+    where = ", in an environment of its own" if extra in APART else ""
+    return f"pip install 'zim-toolkit[{extra}]'{where}"
+
+
 class MissingExtraError(ZimError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the package that failed to import and the extra that brings it."""
         super().__init__(
-            f"{package} is not installed; it comes with an extra: "
-            f"pip install 'zim-toolkit[{extra}]'"
+            f"{package} is not installed; it comes with an extra: {install_advice(extra)}"
         )
         self.package = package
         self.extra = extra

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zim.commandline import UsageError
-from zim.commands.outputs import Result, pending, plan_outputs
+from zim.commands.outputs import Result, output_folder, pending, plan_outputs
 from zim.errors import OutputError
 
 PHOTO = Result("pictures/photo.jpg")
@@ -104,3 +104,35 @@ def test_pictures_that_are_not_written_are_no_folders(output: str) -> None:
     assert Path(output).suffix.lower() in str(refused.value)
     plan = plan_outputs(f"{output}/", [PHOTO], ["alpha"], None)
     assert plan.paths[PHOTO] == {"alpha": Path(output) / "photo.alpha.png"}
+
+
+@pytest.mark.parametrize("output", ["out", "out.v1", "new.png/", None])
+def test_commands_of_several_files_take_a_folder(output: str | None) -> None:
+    assert output_folder(output, "here") == Path(output or "here")
+
+
+@pytest.mark.parametrize("output", ["-", "cut.png", "rows.JSON", "model.onnx", "label.nii.gz"])
+def test_nobody_means_a_folder_by_a_files_name(output: str) -> None:
+    with pytest.raises(UsageError, match="give a folder"):
+        output_folder(output)
+
+
+def test_a_file_in_place_of_a_folder_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(UsageError, match="taken is a file"):
+        output_folder(str(tmp_path / "taken"))
+    (tmp_path / "there.png").mkdir()
+    assert output_folder(str(tmp_path / "there.png")) == tmp_path / "there.png"
+    paths = plan_outputs(str(tmp_path / "taken"), [PHOTO], ["alpha"], None).paths[PHOTO]
+    with pytest.raises(OutputError, match="taken is a file"):
+        pending(paths, overwrite=True, skip_existing=False)
+
+
+def test_what_is_read_is_never_written_over(tmp_path: Path) -> None:
+    photo, other = tmp_path / "photo.png", tmp_path / "x.alpha.png"
+    photo.write_bytes(b"")
+    other.write_bytes(b"")
+    with pytest.raises(UsageError, match="is an input"):
+        plan_outputs(str(photo), [Result(str(photo))], None, None)
+    with pytest.raises(UsageError, match="is an input"):
+        plan_outputs(str(tmp_path), [Result("x.png"), Result(str(other))], ["alpha"], None)

@@ -220,10 +220,10 @@ def test_a_picture_for_a_list_and_a_file_for_a_folder_are_one_line(tmp_path, cap
     cv2.imwrite(str(picture_file), np.zeros((4, 4, 3), np.uint8))
     manifest.write_text('{"image": "a.png"}')
     assert main(["batch", str(picture_file), "--output", str(tmp_path / "out")]) == 1
-    assert main(["batch", str(manifest), "--output", str(picture_file)]) == 1
+    assert main(["batch", str(manifest), "--output", str(picture_file)]) == 2
     error = capsys.readouterr().err
     assert f"{picture_file} is a picture; give its folder" in error
-    assert f"{picture_file} is a file; --output takes a folder" in error
+    assert f"{picture_file} is a file; give a folder" in error
     assert error.count("\n") == 2
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "list.jsonl"}
 

@@ -77,7 +77,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; start without --resume") from error
+        raise CheckpointError(
+            f"{path} does not exist; give the folder of a run that has begun, or leave out --resume"
+        ) from error
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
-from zim.commands.outputs import Result
+from zim.commands.outputs import Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
 
 if TYPE_CHECKING:
@@ -63,13 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Matte everything in every image; a bad image never stops the others."""
-    if args.output == "-":
-        raise UsageError("--output - : many files are written; give a folder")
     if args.images.count("-") > 1:
         raise UsageError("stdin (-) can be one image only")
-    output = Path(args.output or ".").expanduser()
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output} is a file; give a folder")
+    output = output_folder(args.output)
     inputs = _inputs(args.images, output)
     images = [image for image, _ in inputs]
     stems = _stems(inputs)

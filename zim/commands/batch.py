@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
-from zim.commands.outputs import FORMATS
+from zim.commands.outputs import FORMATS, output_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> Report:
         raise UsageError("--output DIR is needed: mattes and the state of the work go there")
     if args.skip_existing:
         raise UsageError("--skip-existing: finished shards are always kept; leave it out")
-    output = Path(args.output).expanduser()
+    output = output_folder(args.output)
     report = Report(model=args.model, outputs={"folder": str(output)})
     args.threads = args.threads or 1
     with timed(report.seconds, "start"):

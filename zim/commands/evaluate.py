@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
-from zim.errors import OutputError
+from zim.commands.outputs import output_folder
 from zim.memory import share_arenas
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def run(args: argparse.Namespace) -> Report:
     elif workers < 0:
         raise UsageError(f"--workers {workers}: expected 0 or more")
     latency = _latency(args.latency)
-    output = Path(args.output or "zim-eval").expanduser()
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"--output {output} is a file; give a folder")
+    output = output_folder(args.output, "zim-eval")
     report = Report(model=",".join(models), outputs={"folder": str(output)})
     with timed(report.seconds, "start"):
         apply_runtime(args)

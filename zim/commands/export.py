@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.commands.outputs import output_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> Report:
         raise UsageError("--output DIR is needed: the folder to write encoder.onnx and others to")
     if args.dtype not in ("auto", "float32", "float16"):
         raise UsageError(f"--dtype {args.dtype} cannot be exported; use float32 or --fp16")
-    folder = Path(args.output).expanduser()
+    folder = output_folder(args.output)
     report = Report(model=args.model)
     if args.skip_existing and (folder / "metadata.json").is_file():
         report.extra["skipped"] = True

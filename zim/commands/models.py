@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> Report:
         report.lines.append(text.rstrip())
     if not all(row["loadable"] for row in rows):
         report.lines.append(
-            "* not for zim.load; zim.segmenters.load_segmenter and the --model of zim eval and of "
-            "the applications take it."
+            "* not for zim.load and zim auto, serve, bench and export; the --model of all other "
+            "commands takes it, as does zim.segmenters.load_segmenter."
         )
     report.lines.append(f"A path or a hub id works too. ZIM_HOME is {zim_home()}.")
     write_report(report, args)

@@ -5,6 +5,7 @@ Nothing is computed before it is known that the result can be written.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,6 +24,34 @@ _OTHER_PICTURES = tuple(
         *("jfif", "jp2", "jpe", "jxl", "pbm", "pcx", "pgm", "pnm", "ppm", "psd", "svg", "tga"),
     )
 )
+
+
+#: other files that somebody may expect from ``--output`` where a folder is written
+_OTHER_FILES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".nii", ".gz", ".onnx", ".txt", ".zip")
+
+
+def output_folder(output: str | None, default: str = ".") -> Path:
+    """Return the folder that ``--output`` names, for commands that write several files.
+
+    Args:
+        output: ``--output``, or None.
+        default: where files go without it.
+
+    Raises:
+        UsageError: it is stdout, a file, or has a file's suffix and is not there yet.
+    """
+    if output == "-":
+        raise UsageError("--output - : several files are written; give a folder")
+    path = Path(output or default).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; give a folder")
+    named = str(output or default).endswith(("/", "\\")) or path.is_dir()
+    if not named and path.suffix.lower() in (*FILE_SUFFIXES, *_OTHER_PICTURES, *_OTHER_FILES):
+        raise UsageError(
+            f"--output {output} looks like a file, and several are written; give a folder, or end "
+            "its name with /"
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -73,7 +102,7 @@ def plan_outputs(
 
     Raises:
         UsageError: a picture format that is not written, several results for one file, two
-            results for one name, a background that nothing uses.
+            results for one name, a result in place of an input, a background that nothing uses.
     """
     if background is not None and formats is not None and "composite" not in formats:
         raise UsageError("--background is for --format composite; add it or leave out --format")
@@ -105,6 +134,7 @@ def plan_outputs(
     if is_file and path is not None:
         if chosen == ("rgba",) and path.suffix.lower() in (".jpg", ".jpeg"):
             raise UsageError(f"--output {output}: JPEG has no transparency; use .png or .webp")
+        _spare(path, results)
         return Plan(chosen, {results[0]: {chosen[0]: path}})
     folder = path or Path()
     paths: dict[Result, dict[str, Path]] = {}
@@ -117,20 +147,37 @@ def plan_outputs(
                     f"{taken[target]} and {result.source} would both write {target}; "
                     "run them into different folders"
                 )
+            _spare(target, results)
             taken[target] = result.source
     return Plan(chosen, paths)
+
+
+def _spare(target: Path, results: Sequence[Result]) -> None:
+    """Refuse to write over what is read."""
+    if not target.is_file():
+        return
+    for source in dict.fromkeys(result.source for result in results):
+        same = False
+        with contextlib.suppress(OSError, ValueError):  # reading it will say what is wrong
+            same = source != "-" and target.samefile(Path(source).expanduser())
+        if same:
+            raise UsageError(f"{target} is an input and would be overwritten; choose another name")
 
 
 def pending(paths: dict[str, Path], *, overwrite: bool, skip_existing: bool) -> dict[str, Path]:
     """Return what still has to be written.
 
     Raises:
-        OutputError: a file exists and neither flag says what to do, or it is a folder.
+        OutputError: a file exists and neither flag says what to do, it is a folder, or what should
+            be its folder is a file.
     """
     left: dict[str, Path] = {}
     for kind, path in paths.items():
         if path.is_dir():
             raise OutputError(f"{path} is a folder; a file of that name was to be written")
+        above = next((folder for folder in path.parents if folder.exists()), None)
+        if above is not None and not above.is_dir():
+            raise OutputError(f"{above} is a file; --output takes a folder or a picture's name")
         if path.exists() and not overwrite:
             if skip_existing:
                 continue

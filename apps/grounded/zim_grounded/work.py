@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zim import __version__
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
+from zim.commands.outputs import output_folder
 from zim.errors import PromptError, ZimError
 from zim.images import LoadedImage, load_image
 from zim.prompts import Prompt
@@ -66,8 +67,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--boxes is for --detector boxes, not {args.detector}; drop one of them")
     if not args.phrases and not args.scribble and not args.boxes:
         raise UsageError('say what to find, such as "the dog\'s fur", or give --scribble FILE')
-    if args.output == "-":
-        raise UsageError("--output - is not possible: several files are written; give a folder")
+    output_folder(args.output)
 
 
 def _pictures(args: argparse.Namespace, report: Report) -> list[str]:

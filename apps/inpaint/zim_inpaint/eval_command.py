@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.commands.outputs import output_folder
 from zim.errors import OutputError
 from zim_inpaint.flags import BACKENDS, pixels_or_auto
 
@@ -111,9 +112,7 @@ def run(args: argparse.Namespace) -> Report:
     """Remove, score, write tables."""
     models = list(dict.fromkeys(n.strip() for n in args.models.split(",") if n.strip()))
     _check(args, models)
-    output = Path(args.output or "zim-inpaint-eval").expanduser()
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"--output {output} is a file; give a folder")
+    output = output_folder(args.output, "zim-inpaint-eval")
     report = Report(model=",".join(models), outputs={"folder": str(output)})
     with timed(report.seconds, "start"):
         apply_runtime(args)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim import plugins
-from zim.errors import ImageError, PromptError, ZimError
+from zim.errors import ImageError, PromptError, ZimError, install_advice
 from zim.images import read_alpha
 from zim.predictor import ZimPredictor
 from zim.prompt_files import read_prompt
@@ -93,7 +93,7 @@ class Finder:
             if not known:
                 raise ZimError(
                     f"{words!r} needs a detector, and none is installed; install zim-grounded's "
-                    "extra: pip install 'zim-toolkit[grounded]', or click with --points"
+                    f"extra: {install_advice('grounded')}, or click with --points"
                 )
             factory = plugins.find("zim.detectors", known[0])
             self._detector = factory(name=self._detector_name, device=self._device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.commands.outputs import output_folder
 from zim.errors import ZimError
 from zim.memory import share_arenas
 from zim_medical.options import DATASETS, MODES, NOTICE, PRESETS, Protocol
@@ -82,9 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Evaluate models on the datasets that are there and write the report."""
-    output = Path(args.output or "medical-eval").expanduser()
-    if str(args.output) == "-" or (output.exists() and not output.is_dir()):
-        raise UsageError(f"--output {args.output}: a folder is written; give a folder's name")
+    output = output_folder(args.output, "medical-eval")
     if args.demo and args.root:
         raise UsageError("--demo makes its own data; leave --root out")
     if args.overlays < 0 or args.nsd_tolerance < 0:

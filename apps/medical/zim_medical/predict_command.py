@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.commands.outputs import output_folder
 from zim.errors import OutputError
 from zim_medical.options import NOTICE, threshold_of
 
@@ -53,12 +54,10 @@ def run(args: argparse.Namespace) -> Report:
     """Segment one volume."""
     if not args.points and args.box is None:
         raise UsageError("no prompt; give --points X,Y,Z or --box X0,Y0,Z0,X1,Y1,Z1")
-    if args.output == "-":
-        raise UsageError("--output - : several files are written; give a folder")
     threshold = threshold_of(args.model, 0.3) if args.threshold is None else args.threshold
     if not 0 <= threshold < 1:
         raise UsageError(f"--threshold {threshold}; expected 0 <= A < 1")
-    path, folder = Path(args.volume).expanduser(), Path(args.output or ".").expanduser()
+    path, folder = Path(args.volume).expanduser(), output_folder(args.output)
     report = Report(model=args.model)
     paths = _paths(path, folder)
     existing = next((p for p in paths.values() if p.exists()), None)

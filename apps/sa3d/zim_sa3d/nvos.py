@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zim import viz
 from zim._extras import require
 from zim.commandline import Report, UsageError, error_line
+from zim.commands.outputs import output_folder
 from zim.errors import ConfigError, ZimError
 from zim.images import read_alpha
 from zim.output import atomic_write, save_rgb
@@ -127,7 +128,7 @@ def evaluate(args: argparse.Namespace) -> Report:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    return Path(args.output or "runs/nvos").expanduser()
+    return output_folder(args.output, "runs/nvos")
 
 
 def _choices(args: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from zim import viz
 from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.commands.outputs import output_folder
 from zim.errors import ZimError
 from zim.metrics import mse
 from zim.output import atomic_write, make_folder, save_alpha, save_rgb
@@ -38,7 +39,7 @@ class Run:
         """Open the folder; nothing is computed yet."""
         apply_runtime(args)
         self.args = args
-        self.folder = Path(args.output or f"runs/{Path(args.scene).name}").expanduser()
+        self.folder = output_folder(args.output, f"runs/{Path(args.scene).name}")
         self.report = Report(model=args.model)
         self._segmenter: Segmenter | None = None
         make_folder(self.folder)
