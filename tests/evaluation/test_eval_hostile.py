@@ -53,7 +53,10 @@ def test_every_fault_is_named_and_the_rest_is_scored(
     bad: dict[str, tuple[Any, str]] = {
         "list.jsonl:1": ("not json", "line 1: expected a JSON object"),
         "list.jsonl:2": ({"alpha": "m.png"}, "line 2: expected a JSON object with image and alpha"),
-        "list.jsonl:3": ({**good, "prompt": [1, 2]}, "a prompt cannot be a list"),
+        "list.jsonl:3": (
+            {**good, "prompt": [1, 2]},
+            "its prompt is neither a file nor a JSON object",
+        ),
         "no-picture": ({**good, "image": "gone.png"}, "gone.png does not exist"),
         "no-matte": ({**good, "alpha": "gone.png"}, "gone.png does not exist"),
         "sizes": ({**good, "alpha": "small.png"}, "expected the same size"),

@@ -284,7 +284,7 @@ def test_a_bundle_can_be_less_sure(data: Path, tmp_path: Path) -> None:
 def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zim-train data synth"):
         Pack(tmp_path)
-    with pytest.raises(CheckpointError, match="without --resume"):
+    with pytest.raises(CheckpointError, match="leave out --resume"):
         MatteTrainer(MatteConfig(), data, tmp_path / "new", resume=True, network=NETWORK)
 
 

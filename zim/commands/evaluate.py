@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.commands.outputs import output_folder
+from zim.errors import reason
 from zim.memory import share_arenas
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _latency(file: str | None) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--latency {file}: expected what zim bench --json printed ({type(error).__name__})"
+            f"--latency {file}: expected what zim bench --json printed ({reason(error)})"
         ) from error
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zim.errors import ImageError
+from zim.errors import ImageError, reason
 from zim.evaluation.samples import Sample
 
 NAMES = ("micromat3k", "am2k", "aim500", "p3m", "refmatte_rw100", "folder", "manifest")
@@ -164,9 +164,9 @@ def _manifest(path: Path) -> list[Sample]:
             image, alpha = path.parent / row["image"], path.parent / row["alpha"]
             prompt = row.get("prompt")
             if not isinstance(prompt, str | dict | None):
-                raise TypeError(f"a prompt cannot be a {type(prompt).__name__}")
+                raise ValueError("its prompt is neither a file nor a JSON object")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"expected a JSON object with image and alpha ({type(error).__name__}: {error})"
+            why = f"expected a JSON object with image and alpha ({reason(error)})"
             samples.append(_unusable(path, number, why))
             continue
         key = str(row.get("key") or Path(row["alpha"]).with_suffix("").as_posix())

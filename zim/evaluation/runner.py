@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -159,11 +159,27 @@ def _check_settings(settings: Settings, samples: Sequence[Sample], output: Path,
             found = "unreadable"
         if found != wanted:
             raise OutputError(
-                f"{output} holds results of other settings ({found}, now {wanted}); "
-                "use another --output"
+                f"{output} holds results of other settings ({_differences(found, wanted)}); "
+                "use another --output or --overwrite"
             )
     elif rank == 0 or not path.exists():
         atomic_write(path, (json.dumps(wanted) + "\n").encode())
+
+
+def _differences(found: Any, wanted: dict[str, Any]) -> str:
+    """Say which settings differ: ``seed 0, now 1``."""
+    if not isinstance(found, dict):
+        return "settings.json is unreadable"
+    kept = cast("dict[str, Any]", found)
+    return ", ".join(
+        f"{key} {_shown(kept.get(key))}, now {_shown(wanted.get(key))}"
+        for key in dict.fromkeys((*wanted, *kept))
+        if kept.get(key) != wanted.get(key)
+    )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _score(

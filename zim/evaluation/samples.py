@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from zim.errors import ImageError, PromptError
+from zim.errors import ImageError, PromptError, reason
 from zim.images import load_image, read_alpha
 from zim.prompts import Prompt, mask_box
 
@@ -159,8 +159,7 @@ def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, A
         try:
             data = json.loads(source.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise PromptError(f"{source.name}: not a prompt file ({why})") from error
+            raise PromptError(f"{source.name}: not a prompt file ({reason(error)})") from error
         name = source.name
     else:
         data, name = source, "the manifest's prompt"
@@ -173,7 +172,7 @@ def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, A
     except (KeyError, TypeError, ValueError) as error:
         raise PromptError(
             f'{name}: expected {{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}} '
-            f"({type(error).__name__}: {error})"
+            f"({reason(error)})"
         ) from error
     if len(given.get("bbox", [0] * 4)) != 4:
         raise PromptError(f"{name}: {len(given['bbox'])} numbers in bbox; expected x0, y0, x1, y1")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from zim.config import ZimConfig
-from zim.errors import CheckpointError, ConfigError
+from zim.errors import CheckpointError, ConfigError, reason
 from zim.weights.registry import REGISTRY, Checkpoint
 from zim.weights.store import cache_only, offline
 
@@ -69,7 +69,7 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {**data, "config": ZimConfig.from_dict(data["config"])}
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not written by zim export ({error})") from error
+        raise CheckpointError(f"{path}: not written by zim export ({reason(error)})") from error
 
 
 def official(name: str) -> Checkpoint | None:
@@ -104,10 +104,10 @@ def fetch(row: Checkpoint, **hub: Any) -> Path:
             for name in (ENCODER, DECODER)
         ]
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = "ZIM_OFFLINE is set" if offline() else "the hub cannot be reached"
+        why = "ZIM_OFFLINE is set" if offline() else "the hub cannot be reached"
         size = _ABOUT_BYTES.get(row.config, "an unknown size")
         raise CheckpointError(
-            f"{row.name}: not at {path}, and not fetched ({reason}); {row.about}, about {size}, "
+            f"{row.name}: not at {path}, and not fetched ({why}); {row.about}, about {size}, "
             f"licence {row.licence}; get the folder {row.file} of the hub's {row.source} and put "
             f"its {ENCODER} and {DECODER} into {path}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ImageError, ZimError
+from zim.errors import ImageError, ZimError, reason
 from zim.rle import decode_rle
 
 #: COCO draws polygons on a grid this many times finer than the pixels
@@ -124,7 +124,7 @@ def read_coco(
             )
             found.append((int(annotation["image_id"]), target))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"{path} is no COCO annotation file ({error!r})") from error
+        raise ImageError(f"{path} is no COCO annotation file ({reason(error)})") from error
     if limit is not None and limit < len(found):
         chosen = np.random.default_rng(seed).permutation(len(found))[:limit]
         found = [found[index] for index in chosen]

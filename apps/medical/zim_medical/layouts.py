@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from zim.errors import ZimError
+from zim.errors import ZimError, reason
 from zim_medical.records import Pair
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -112,7 +112,7 @@ def _msd_pairs(folder: Path) -> list[Pair]:
         entries = [(folder / e["image"], folder / e["label"]) for e in listed]
     except (ValueError, KeyError, TypeError) as error:
         raise ZimError(
-            f"{path}: no list 'training' of images and labels ({type(error).__name__}); "
+            f"{path}: no list 'training' of images and labels ({reason(error)}); "
             "unpack the archive again"
         ) from error
     pairs = [

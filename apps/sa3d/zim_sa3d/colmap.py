@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 from zim_sa3d.cameras import Camera
 from zim_sa3d.folders import picture_folder, view_names
 from zim_sa3d.scene import Scene, View, facing
@@ -119,7 +119,7 @@ def read_colmap(folder: Path) -> Scene:
     except ConfigError as error:
         raise ConfigError(f"{model}: {error}") from error
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
-        raise ConfigError(f"{model} cannot be read as a COLMAP model ({error!r})") from error
+        raise ConfigError(f"{model} cannot be read as a COLMAP model ({reason(error)})") from error
     near = _nearest(views, points)
     scene = Scene(folder.name, tuple(views), near=near)
     # a forward-facing frame starts at the nearest point; without points nobody knows where that is

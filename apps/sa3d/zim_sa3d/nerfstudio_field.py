@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zim._extras import require
-from zim.errors import CheckpointError, ConfigError
+from zim.errors import CheckpointError, ConfigError, reason
 from zim_sa3d.field import Samples
 from zim_sa3d.field_note import FILE, read_note, write_note
 from zim_sa3d.nerfstudio_runs import EXTRA, Frame, build_model, capture_of, open_run
@@ -175,7 +175,7 @@ class NerfstudioField:
             config, views = Path(about["config"]), int(about["views"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / FILE} is damaged ({error!r}); "
+                f"{folder / FILE} is damaged ({reason(error)}); "
                 "train again with --scene SCENE --overwrite"
             ) from error
         return cls(build_model(open_run(config), box, views, device), frame, space, device)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 from zim.images import load_image
 from zim.output import save_rgb
 from zim.weights.registry import zim_home
@@ -118,7 +118,7 @@ def read_transforms(folder: Path) -> Scene:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read as transforms.json ({error!r})") from error
+        raise ConfigError(f"{path} cannot be read as transforms.json ({reason(error)})") from error
     views.sort(key=lambda view: view.name)
     return Scene(
         str(about.get("name", folder.name)),

@@ -13,7 +13,7 @@ import numpy as np
 from zim import viz
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import output_folder
-from zim.errors import ZimError
+from zim.errors import ZimError, reason
 from zim.metrics import mse
 from zim.output import atomic_write, make_folder, save_alpha, save_rgb
 from zim.prompts import Prompt
@@ -307,6 +307,6 @@ def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ZimError(
-            f'{path}: {error}; expected {{"view": name, "point": [[x, y, label], ...], '
+            f'{path}: {reason(error)}; expected {{"view": name, "point": [[x, y, label], ...], '
             f'"bbox": [x0, y0, x1, y1]}}'
         ) from error

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from zim.errors import ConfigError, ImageError
+from zim.errors import ConfigError, ImageError, reason
 from zim.images import load_image, read_alpha
 
 Kind = Literal["matte", "label"]
@@ -208,7 +208,9 @@ def _manifest(path: Path, bad: list[str]) -> Iterator[MatteSample]:
             row: dict[str, Any] = json.loads(line)
             image, alpha = path.parent / row["image"], path.parent / row["alpha"]
         except (ValueError, KeyError, TypeError) as error:
-            bad.append(f'{path} line {number}: expected {{"image": ..., "alpha": ...}} ({error})')
+            bad.append(
+                f'{path} line {number}: expected {{"image": ..., "alpha": ...}} ({reason(error)})'
+            )
             continue
         missing = [str(p) for p in (image, alpha) if not p.is_file()]
         if missing:

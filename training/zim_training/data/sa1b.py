@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ConfigError, ImageError
+from zim.errors import ConfigError, ImageError, reason
 from zim.images import load_image
 from zim.rle import decode_rle
 
@@ -56,7 +56,7 @@ class Record:
         try:
             mask = decode_rle(annotation["segmentation"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ImageError(f"{self.stem}: broken run lengths ({error})") from error
+            raise ImageError(f"{self.stem}: broken run lengths ({reason(error)})") from error
         size = (self.meta["image"]["height"], self.meta["image"]["width"])
         if mask.shape != size:
             raise ImageError(f"{self.stem}: mask of {mask.shape}, picture of {size}")
@@ -106,9 +106,9 @@ def _record(
         if min(int(meta["image"]["height"]), int(meta["image"]["width"])) < 1:
             raise ValueError("a picture without pixels")
         if not isinstance(meta["annotations"], list):
-            raise TypeError("annotations is no list")
+            raise ValueError("annotations is no list")
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-        return stem, f"unusable json or member ({type(error).__name__}: {error})"
+        return stem, f"unusable json or member ({reason(error)})"
     return Record(stem, jpeg, meta)
 
 

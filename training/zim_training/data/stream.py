@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 from zim_training.data.shards import Sample, finished, read_index, read_range
 
 #: a picture of a shard that is still to be read: the tar and its row of the index
@@ -115,4 +115,4 @@ def read_tar(path: Path) -> Iterator[Sample]:
         if count < expected:  # a broken header looks like the end
             raise ValueError(f"{count} pictures of {expected}")
     except (tarfile.TarError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); convert it again") from error
+        raise ConfigError(f"{path} is damaged ({reason(error)}); convert it again") from error

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 from zim.images import read_alpha
 from zim.output import atomic_write, encode_alpha
 from zim_training.matting.prompting import box_prompt, point_prompt
@@ -38,7 +38,7 @@ def read_review(path: Path) -> dict[str, Decision]:
                 _ = float(stroke["alpha"]), float(stroke["radius"]), list(stroke["points"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no saved review ({error}); expected the file that review.html saves"
+            f"{path} is no saved review ({reason(error)}); expected the file that review.html saves"
         ) from error
     return decisions
 
