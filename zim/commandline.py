@@ -13,13 +13,16 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from zim import __version__
@@ -254,10 +257,11 @@ def _guarded(
         args = parse()
         if command is None or command.run is None:
             raise UsageError(f"no command given; try {prog} --help")
-        report = command.run(args)
+        with _tidy_when_terminated(name):
+            report = command.run(args)
         text = _report_text(report, as_json)
         code = 1 if report.failed else 0
-    except SystemExit as done:  # --help and --version
+    except SystemExit as done:  # --help, --version and SIGTERM
         text, code = "", done.code if isinstance(done.code, int) else 0
     except BrokenPipeError:
         return _leave_stdout()
@@ -268,6 +272,26 @@ def _guarded(
         code = 2 if isinstance(error, UsageError) else 1
         text = _fail(name, error, as_json, debug)
     return _write_stdout(name, text, code, debug)
+
+
+@contextmanager
+def _tidy_when_terminated(name: str) -> Generator[None]:
+    """Let what is half written be removed when the process is told to end, as Ctrl+C does."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        if os.getpid() == process:  # not in what was forked
+            sys.stderr.write(f"{name}: terminated\n")
+        raise SystemExit(128 + number)
+
+    process, ours = os.getpid(), threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _report_text(report: Report, as_json: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -177,6 +179,27 @@ def test_a_closed_stdout_is_one_line_and_exit_code_1(
     monkeypatch.setattr("sys.stdout", None)  # what Python makes of >&-
     assert main_of("zim")(["models"]) == 1
     assert capsys.readouterr().err == "zim models: stdout is closed\n"
+
+
+def test_what_is_half_written_is_removed_when_told_to_end(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+
+    def work(_: object) -> Report:
+        half.write_text("half")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            half.unlink()
+        raise AssertionError
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command("zim-work", Command("zim-work", "work", None, work), []) == 143
+    assert capsys.readouterr() == ("", "zim-work: terminated\n")
+    assert not half.exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_unexpected_error_is_one_line_unless_debugging(

@@ -12,7 +12,7 @@ import torch
 
 import zim
 from zim.cli import main
-from zim.errors import ConfigError
+from zim.errors import CheckpointError, ConfigError
 from zim.geometry import Frame
 from zim.model.prompt_encoder import ABSENT
 from zim.onnx import OnnxZim, export_onnx
@@ -223,6 +223,9 @@ def test_cues_and_masks_are_extra_inputs(tmp_path: Path) -> None:
     for call in calls:
         for got, expected in zip(theirs.predict(**call), ours.predict(**call), strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-3)
+    (tmp_path / "out" / "metadata.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no metadata\.json, which says how the cues"):
+        OnnxZim(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -157,15 +157,19 @@ def test_a_manifest_says_something_for_every_picture(
         {"image": "photo.png", "points": [[64, 48]]},
         {"image": "other.png", "matte": "m.png"},
         {"image": "third.png", "points": [[64]]},
+        {"image": "photo.png", "box": [40, 30, 90, 70]},
     ]
     manifest = photo.parent / "list.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest.write_text("\n".join([*map(json.dumps, rows), "no JSON"]))
     words = ["--manifest", str(manifest), "-o", str(photo.parent / "out/"), "--json"]
     assert main(words) == 1
     data = report(capsys)
-    errors = [item["error"] for item in data["items"]]
-    assert errors[:2] == [None, None]
-    assert "line 3" in errors[2]
+    errors = {item["input"]: item["error"] for item in data["items"]}
+    assert "line 3: point [64] is not" in errors.pop(str(photo.parent / "third.png"))
+    assert "line 5: not JSON" in errors.pop(f"{manifest}, line 5")
+    assert set(errors.values()) == {None}
+    for name in ("photo.1.result.png", "photo.2.result.png"):  # two objects of one picture
+        assert (photo.parent / "out" / name).is_file()
     written = np.array(Image.open(photo.parent / "out/other.alpha.png"))
     assert (written == (ALPHA * 255).astype(np.uint8)).all()
 

@@ -202,6 +202,7 @@ def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path, 
 def test_missing_scene_is_one_line(tmp_path, capsys):
     code = main(["--scene", "trex", "--data", str(tmp_path), "--output", str(tmp_path / "o")])
     assert code == 1
+    assert not (tmp_path / "o").exists()
     assert "poses_bounds.npy" in capsys.readouterr().err
 
 

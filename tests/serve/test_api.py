@@ -89,6 +89,13 @@ def test_a_mask_must_have_the_pictures_size(client, png):
     assert "64 x 48" in answer.json()["detail"]
 
 
+def test_the_wrong_method_is_told_from_the_wrong_address(client):
+    answer = client.get("/v1/matte")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "use POST" in answer.json()["detail"]
+    assert client.get("/v1/nothing").status_code == 404
+
+
 def test_everything(client, png):
     answer = client.post("/v1/auto", data={"points_per_side": "2"}, files={"image": png})
     assert answer.status_code == 200

@@ -26,6 +26,7 @@ from zim.onnx.layout import (
     FEATURES,
     IMAGE,
     MASK,
+    METADATA,
     OUTPUTS,
     PROMPTS,
     check_folder,
@@ -85,6 +86,11 @@ class OnnxZim(Zim):
         _check_names(self.folder / ENCODER, self._encoder, (IMAGE,), FEATURES)
         _check_names(self.folder / DECODER, self._decoder, (*FEATURES, *PROMPTS), OUTPUTS)
         found = _measure(self.folder, self._encoder)
+        if metadata is None and CUES in self._inputs:
+            raise CheckpointError(
+                f"{self.folder}: no {METADATA}, which says how the cues of this model are made; "
+                "copy the whole folder that zim export wrote"
+            )
         self.config: ZimConfig = metadata["config"] if metadata else found
         mine = (self.config.image_size, self.config.decoder.dim, self.config.decoder.stem)
         theirs = (found.image_size, found.decoder.dim, found.decoder.stem)

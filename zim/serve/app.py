@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -153,6 +154,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return walk(schema)
 
 
+def _methods(app: FastAPI, path: str) -> str:
+    """Return the methods, with commas, that the routes of a path answer."""
+    known = (route for route in app.routes if isinstance(route, APIRoute) and route.path == path)
+    return ", ".join(sorted({method for route in known for method in route.methods or ()}))
+
+
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> Response:
@@ -165,7 +172,11 @@ def _errors(app: FastAPI) -> None:
         return problem_response(status, " ".join(str(error).split()))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: HTTPException) -> Response:
+        # the page, mounted over everything, answers what a route refused because of its method
+        if error.status_code == 404 and (allowed := _methods(app, request.url.path)):
+            detail = f"{request.method} is not answered here; use {allowed}"
+            return problem_response(405, detail, {"Allow": allowed})
         return problem_response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(Exception)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zim.commandline import UsageError
-from zim.commands.outputs import FILE_SUFFIXES
+from zim.commands.outputs import FILE_SUFFIXES, Result
 from zim.commands.prompt_flags import object_prompts
 from zim.errors import PromptError
 from zim.prompt_json import ObjectPrompt
@@ -33,6 +34,13 @@ class Job:
     text: str | None = None
     #: why it cannot be done, found while reading the manifest
     error: str | None = None
+    #: which of the manifest's lines about this picture it is, where there are several
+    number: int | None = None
+
+    @property
+    def result(self) -> Result:
+        """What names its files."""
+        return Result(self.image, self.number)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -40,7 +48,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
     Raises:
         UsageError: there is none.
-        PromptError: the manifest holds no JSON lines.
+        PromptError: the manifest is empty.
         OSError: it cannot be read.
     """
     removing = args.mode == "remove"
@@ -80,13 +88,28 @@ def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PromptError(f"{where}: not JSON ({' '.join(str(error).split())})") from error
+            why = f"not JSON ({' '.join(str(error).split())})"
+            found.append(Job(where, error=f"{where}: {why}"))
+            continue
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise PromptError(f'{where}: expected {{"image": FILE, "points": [[x, y]], ...}}')
+            why = 'expected {"image": FILE, "points": [[x, y]], ...}'
+            found.append(Job(where, error=f"{where}: {why}"))
+            continue
         found.append(_job(row, where, path.parent, words, text, removing))
     if not found:
         raise PromptError(f"{path}: no lines; expected one JSON object per picture")
-    return found
+    return _numbered(found)
+
+
+def _numbered(found: list[Job]) -> list[Job]:
+    """Number the lines about one picture, whose results need names of their own."""
+    lines, seen = Counter(job.image for job in found), Counter[str]()
+    numbered: list[Job] = []
+    for job in found:
+        seen[job.image] += 1
+        several = lines[job.image] > 1
+        numbered.append(replace(job, number=seen[job.image]) if several else job)
+    return numbered
 
 
 def _job(

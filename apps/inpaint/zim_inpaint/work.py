@@ -47,7 +47,7 @@ def _plan(args: argparse.Namespace, todo: list[Job]) -> Plan:
         output = args.output or ""
         single = Path(output).suffix.lower() in FILE_SUFFIXES and not Path(output).is_dir()
         formats = ("result",) if single else _DEFAULT
-    return plan_outputs(args.output, [Result(job.image) for job in todo], formats, None)
+    return plan_outputs(args.output, [job.result for job in todo], formats, None)
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Work:
     plan: Plan
     report: Report = field(default_factory=Report)
     items: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    left: dict[str, dict[str, Path]] = field(default_factory=dict[str, dict[str, Path]])
+    left: dict[Result, dict[str, Path]] = field(default_factory=dict[Result, dict[str, Path]])
 
     def load(self) -> None:
         """Load what all pictures share; the segmenter waits until a prompt needs it."""
@@ -82,17 +82,17 @@ class _Work:
 
     def has_something_to_write(self, job: Job) -> bool:
         """Look at existing files; a picture that is done or blocked becomes an item right away."""
-        paths = self.plan.paths[Result(job.image)]
+        paths = self.plan.paths[job.result]
         try:
             if job.error:
                 raise PromptError(job.error)
-            self.left[job.image] = pending(
+            self.left[job.result] = pending(
                 paths, overwrite=self.args.overwrite, skip_existing=self.args.skip_existing
             )
         except ZimError as error:
             self.add_error(job.image, error)
             return False
-        if self.left[job.image]:
+        if self.left[job.result]:
             return True
         self.add_item(job, {}, skipped=True)
         return False
@@ -157,7 +157,7 @@ class _Work:
         from zim_inpaint.picture import encode_picture
 
         files: dict[Path, bytes] = {}
-        for kind, path in self.left[job.image].items():
+        for kind, path in self.left[job.result].items():
             if kind == "result":
                 files[path] = encode_picture(result.image, picture, path.suffix)
             elif kind == "alpha":
@@ -182,7 +182,7 @@ class _Work:
         skipped: bool = False,
     ) -> None:
         """Report one picture."""
-        paths = self.plan.paths[Result(job.image)]
+        paths = self.plan.paths[job.result]
         item: dict[str, Any] = {
             "input": job.image,
             "outputs": {kind: str(path) for kind, path in paths.items()},

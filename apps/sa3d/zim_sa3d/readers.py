@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zim.errors import ConfigError, reason
 from zim.images import load_image
-from zim.output import save_rgb
+from zim.output import make_folder, save_rgb
 from zim.weights.registry import zim_home
 from zim_sa3d.cameras import Camera
 from zim_sa3d.colmap import model_folder, read_colmap
@@ -40,9 +40,10 @@ def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 
 
     Raises:
         ConfigError: no such scene, or a folder that holds none.
+        OutputError: ``output`` cannot be made.
     """
-    output.mkdir(parents=True, exist_ok=True)
     if name == "synthetic":
+        make_folder(output)
         return synthetic_scene(output)
     folder = find_scene(name, data)
     if (folder / "poses_bounds.npy").is_file():
@@ -197,7 +198,7 @@ def read_llff(folder: Path) -> Scene:
 
 def _shrink(scene: Scene, output: Path, factor: int) -> Scene:
     """Write the pictures, straightened and smaller, and the scene that has them."""
-    (output / "images").mkdir(exist_ok=True)
+    make_folder(output / "images")
     views: list[View] = []
     for view in scene.views:
         rgb = load_image(view.image).rgb

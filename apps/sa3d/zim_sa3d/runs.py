@@ -15,7 +15,7 @@ from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import output_folder
 from zim.errors import ZimError, reason
 from zim.metrics import mse
-from zim.output import atomic_write, make_folder, save_alpha, save_rgb
+from zim.output import atomic_write, save_alpha, save_rgb
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -42,8 +42,6 @@ class Run:
         self.folder = output_folder(args.output, f"runs/{Path(args.scene).name}")
         self.report = Report(model=args.model)
         self._segmenter: Segmenter | None = None
-        make_folder(self.folder)
-        make_folder(self.folder / "scene")
 
     def scene(self) -> Scene:
         """Prepare the scene, or read it if that was done before."""
