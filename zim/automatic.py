@@ -84,6 +84,7 @@ class ZimAutomaticMaskGenerator:
         mask_threshold: float = 0.5,
         multimask: int = 3,
         max_masks: int | None = None,
+        outline_contrast_thresh: float = 1.2,
         alpha_dtype: Literal["float32", "uint8"] = "float32",
     ) -> None:
         """Choose a model and how to search.
@@ -112,6 +113,9 @@ class ZimAutomaticMaskGenerator:
             multimask: 3 takes SAM's three alternatives of every click, 4 the single-answer token
                 as well (the official generator).
             max_masks: keep only so many, best predicted quality first.
+            outline_contrast_thresh: models with cue planes also need this difference in colour
+                across three quarters of an outline (:func:`zim.outline.outline_contrast`), or a
+                plain background would be cut into pieces; 0 takes all.
             alpha_dtype: ``float32`` in [0, 1] or ``uint8`` in 0..255.
 
         Raises:
@@ -137,6 +141,7 @@ class ZimAutomaticMaskGenerator:
             ("pred_iou_thresh", pred_iou_thresh),
             ("stability_score_thresh", stability_score_thresh),
             ("stability_score_offset", stability_score_offset),
+            ("outline_contrast_thresh", outline_contrast_thresh),
         ):
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name} is {value}; expected a finite number")
@@ -177,6 +182,7 @@ class ZimAutomaticMaskGenerator:
             box_nms_thresh=box_nms_thresh,
             tokens=slice(1, None) if multimask == 3 else slice(None),
             points_per_batch=points_per_batch,
+            outline_contrast_thresh=outline_contrast_thresh,
         )
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh

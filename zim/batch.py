@@ -31,6 +31,7 @@ from zim.errors import (
     install_advice,
 )
 from zim.output import atomic_write, make_folder
+from zim.prompt_json import with_usual_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,7 @@ RECIPE = f"{SHARDS}/recipe.json"
 _FILES = ("scribble", "mask")
 _PROMPTS = ("point", "bbox", *_FILES, "text")
 #: near misses that would otherwise be passed over as notes, and the whole picture matted
-_NEARLY = {"points", "box", "boxes", "bboxes", "prompt", "prompts", "clicks", "label", "labels"}
+_NEARLY = {"boxes", "bboxes", "prompt", "prompts", "clicks", "label", "labels"}
 _NEARLY |= {"scribbles", "masks", "object", "texts", "words"}
 
 
@@ -154,6 +155,7 @@ def _row(line: str, number: int, manifest: Path) -> Row:
         data = json.loads(line)
         if not isinstance(data, dict):
             raise TypeError("it is not a JSON object")
+        data = with_usual_names(data, f"line {number}")
         image = data.get("image")
         if not isinstance(image, str) or not image:
             raise TypeError("it has no image, the name of a file")
@@ -170,6 +172,8 @@ def _row(line: str, number: int, manifest: Path) -> Row:
             raise TypeError("objects are not a list of JSON objects")
         if data.get("objects") == []:
             raise TypeError("objects is empty; leave it out for the whole picture")
+    except PromptError as error:
+        return Row(fallback, f"{manifest.name}:{number}", error=str(error))
     except (ValueError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, TypeError) else f"it is no JSON ({error})"
         why = f'line {number}: {reason}; expected {{"image": FILE, ...}}'

@@ -23,6 +23,7 @@ from zim.geometry import Frame
 from zim.masks import Box, Space, cut_by_crop, logit, mask_cells, nms, stability_score
 from zim.model.mask_decoder import TokenState
 from zim.model.matting import ZimNetwork
+from zim.outline import outline_contrast
 from zim.parallel import spread, workers
 from zim.prompt_batch import pad_prompts
 from zim.prompts import POSITIVE, Prompt
@@ -52,6 +53,7 @@ class Rules:
     box_nms_thresh: float
     tokens: slice
     points_per_batch: int | None = None
+    outline_contrast_thresh: float = 0.0
 
 
 @dataclass(eq=False)
@@ -128,6 +130,12 @@ class Look:
             inside, rules.mask_threshold, rules.stability_score_offset, rules.space
         )
         return stability, mask_cells(inside > logit(rules.mask_threshold))
+
+    def contrast(self, logits: Tensor, threshold: float) -> float:
+        """Return :func:`zim.outline.outline_contrast` of logits ``m m``."""
+        height, width = ((side + 1) // 2 for side in self.frame.scaled)
+        mask = (logits[:height, :width] > logit(threshold)).cpu().numpy()
+        return outline_contrast(self.view.picture, mask)
 
     def to_picture(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bring boxes ``... 4`` of low-res cells to the picture's pixels."""
@@ -258,8 +266,9 @@ class ClickSearch:
     def _look_closer(self, candidate: Candidate) -> None:
         """Ask again about the box that was found, on a crop round it (models with framing).
 
-        The answer replaces the first one. Where it is poor, not stable or shows something else,
-        the first was no object but a patch of something, and is not confirmed.
+        The answer replaces the first one. Where it is poor, not stable, shows something else or
+        ends where nothing does in the picture, the first was no object but a patch of something,
+        and is not confirmed.
         """
         x0, y0, x1, y1 = self.crop
         model, rules = self.model, self.rules
@@ -284,6 +293,9 @@ class ClickSearch:
         if rules.pred_iou_thresh != 0 and iou <= rules.pred_iou_thresh + CLOSER_GAIN:
             return
         if rules.stability_score_thresh > 0 and not stability >= rules.stability_score_thresh:
+            return
+        least = rules.outline_contrast_thresh
+        if least > 0 and look.contrast(logits[0], rules.mask_threshold) < least:
             return
         candidate.logits, candidate.crop = logits[0], crop
         candidate.iou, candidate.stability = iou, float(stability)

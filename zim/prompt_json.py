@@ -18,6 +18,8 @@ Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
 #: what an object's entry may hold
 KEYS = ("point", "bbox", "scribble", "mask")
+#: the flags' names, which are taken as well
+ALIASES = {"points": "point", "box": "bbox"}
 _HERE = Path()
 
 
@@ -70,7 +72,8 @@ def read_entry(entry: Any, where: str, folder: Path = _HERE) -> ObjectPrompt:
 
     Args:
         entry: ``{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1], "scribble": file or
-            strokes, "mask": file}``, each if wanted; points of a negative label are padding.
+            strokes, "mask": file}``, each if wanted, also as ``points`` and ``box``; points of a
+            negative label are padding.
         where: it stands, for messages.
         folder: files are relative to it.
 
@@ -79,7 +82,7 @@ def read_entry(entry: Any, where: str, folder: Path = _HERE) -> ObjectPrompt:
     """
     if not isinstance(entry, dict) or not entry:
         raise PromptError(f'{where}: expected {{"point": [[x,y,label],...], "bbox": [...]}}')
-    values = cast("dict[str, Any]", entry)
+    values = with_usual_names(cast("dict[str, Any]", entry), where)
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         known = ", ".join(map(repr, KEYS))
@@ -117,6 +120,18 @@ def read_entry(entry: Any, where: str, folder: Path = _HERE) -> ObjectPrompt:
         scribble = str(folder / scribble)
     mask = None if mask is None else str(folder / mask)
     return ObjectPrompt(tuple(points), box, cast("str | list[Any] | None", scribble), mask)
+
+
+def with_usual_names(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return an entry with ``point`` for ``points`` and ``bbox`` for ``box``.
+
+    Raises:
+        PromptError: both names of one thing are there.
+    """
+    for alias, name in ALIASES.items():
+        if alias in entry and name in entry:
+            raise PromptError(f"{where}: {alias!r} and {name!r} are one thing; give one of them")
+    return {ALIASES.get(key, key): value for key, value in entry.items()}
 
 
 def _finite(values: Any) -> list[float] | None:

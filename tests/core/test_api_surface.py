@@ -62,6 +62,7 @@ SIGNATURES = {
         "mask_threshold",
         "multimask",
         "max_masks",
+        "outline_contrast_thresh",
         "alpha_dtype",
     ],
     "ZimAutomaticMaskGenerator.generate": ["self", "image"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -565,3 +566,18 @@ def test_an_onnx_folder_finds_the_same(
     for record, want in zip(records, plain, strict=True):
         assert record["point_coords"] == want["point_coords"]
         np.testing.assert_allclose(record["alpha"], want["alpha"], atol=1e-3)
+
+
+def test_a_plain_background_is_not_cut_into_pieces() -> None:
+    rgb = np.full((96, 128, 3), (240, 240, 238), np.uint8)
+    y, x = np.mgrid[:96, :128]
+    rgb[np.hypot(x - 40, y - 50) < 24] = (180, 60, 50)
+    rgb = cv2.resize(rgb, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    all_of_it = ZimAutomaticMaskGenerator("nano", 4, outline_contrast_thresh=0).generate(rgb)
+    kept = ZimAutomaticMaskGenerator("nano", 4).generate(rgb)
+    assert len(kept) < len(all_of_it)
+    disc = np.hypot(*np.mgrid[-150:138, -120:264]) < 72
+    for record in kept:
+        mask = np.asarray(record["segmentation"])
+        assert (mask & disc).sum() / (mask | disc).sum() > 0.8
+    assert kept

@@ -125,6 +125,12 @@ def test_a_file_in_the_data_sets_style(tmp_path: Path) -> None:
     ]
 
 
+def test_the_flags_names_are_taken_too(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, {"points": [[1, 2]], "box": [1, 2, 3, 4]})) == [
+        ObjectPrompt(points=((1, 2, 1),), box=(1, 2, 3, 4))
+    ]
+
+
 def test_a_list_is_one_object_each(tmp_path: Path) -> None:
     data = [{"point": [[1, 2]]}, {"bbox": [1, 2, 3, 4]}]
     assert read_prompts(written(tmp_path, data)) == [
@@ -140,7 +146,8 @@ def test_a_list_is_one_object_each(tmp_path: Path) -> None:
         {},
         3,
         [[1, 2, 1]],
-        {"points": [[1, 2, 1]]},
+        {"clicks": [[1, 2, 1]]},
+        {"point": [[1, 2]], "points": [[1, 2]]},
         {"point": [[1, 2, 3, 4]]},
         {"point": [[1, "2"]]},
         {"point": [[1, 2, 5]]},

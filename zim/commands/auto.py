@@ -35,6 +35,11 @@ SEARCH: tuple[tuple[str, Any, str], ...] = (
     ("crop-n-points-downscale-factor", positive_int, "clicks thin out by this per layer [1]"),
     ("min-mask-region-area", int, "fill holes and drop islands of fewer pixels [0]"),
     ("mask-threshold", float, "alpha above which a pixel belongs to a mask [0.5]"),
+    (
+        "outline-contrast-thresh",
+        float,
+        "least difference in colour across an outline, CIE76, 0 takes all; nano only [1.2]",
+    ),
     ("max-masks", positive_int, "keep only so many, best first [all]"),
 )
 

@@ -14,9 +14,10 @@ from zim.commandline import UsageError
 from zim.commands.outputs import FILE_SUFFIXES, Result
 from zim.commands.prompt_flags import object_prompts
 from zim.errors import PromptError
-from zim.prompt_json import ObjectPrompt
+from zim.prompt_json import ObjectPrompt, read_entry, with_usual_names
 
-_KEYS = {"image", "points", "box", "matte", "object", "text"}
+_PROMPT = {"point", "bbox"}
+_KEYS = {"image", "matte", "object", "text"} | _PROMPT
 #: pictures that are taken from a folder
 _SUFFIXES = (*FILE_SUFFIXES, ".bmp", ".gif")
 
@@ -92,7 +93,7 @@ def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -
             found.append(Job(where, error=f"{where}: {why}"))
             continue
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            why = 'expected {"image": FILE, "points": [[x, y]], ...}'
+            why = 'expected {"image": FILE, "point": [[x, y]], ...}'
             found.append(Job(where, error=f"{where}: {why}"))
             continue
         found.append(_job(row, where, path.parent, words, text, removing))
@@ -123,27 +124,21 @@ def _job(
     """Read one line; a line that asks for nonsense becomes a job that fails by itself."""
     image = _beside(row["image"], folder)
     try:
+        row = with_usual_names(row, where)
         unknown = sorted(set(row) - _KEYS)
         if unknown:
             raise PromptError(f"{where}: unknown key {unknown[0]!r}; known: {sorted(_KEYS)}")
-        points = tuple(_point(point, where) for point in row.get("points") or ())
-        box = row.get("box")
-        if box is not None:
-            if not _numbers(box, 4):
-                raise PromptError(f"{where}: box {box!r} is not [x0, y0, x1, y1]")
-            x0, y0, x1, y1 = (float(value) for value in box)
-            box = (x0, y0, x1, y1)
-    except (PromptError, TypeError) as error:
+        asked = {key: value for key, value in row.items() if key in _PROMPT and value is not None}
+        prompt = read_entry(asked, where) if asked else ObjectPrompt()
+    except PromptError as error:
         return Job(image, error=str(error))
     own = row.get("text")
     named = row.get("object") or (own if removing else None) or words
     matte = row.get("matte")
-    prompts = (
-        () if matte or (named and not points and box is None) else (ObjectPrompt(points, box),)
-    )
+    spoken = named and prompt == ObjectPrompt()
     return Job(
         image,
-        prompts,
+        () if matte or spoken else (prompt,),
         None if matte else named,
         _beside(matte, folder) if matte else None,
         None if removing else own or text,
@@ -154,17 +149,3 @@ def _beside(name: str, folder: Path) -> str:
     """Return a path of the manifest, which may be relative to its folder."""
     path = Path(name).expanduser()
     return name if path.is_absolute() or path.exists() else str(folder / path)
-
-
-def _numbers(values: Any, *lengths: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) in lengths
-        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    )
-
-
-def _point(values: Any, where: str) -> tuple[float, float, int]:
-    if not _numbers(values, 2, 3) or (len(values) == 3 and values[2] not in (0, 1)):
-        raise PromptError(f"{where}: point {values!r} is not [x, y] or [x, y, 0 or 1]")
-    return float(values[0]), float(values[1]), int(values[2]) if len(values) == 3 else 1

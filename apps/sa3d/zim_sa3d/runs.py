@@ -16,6 +16,7 @@ from zim.commands.outputs import output_folder
 from zim.errors import ZimError, reason
 from zim.metrics import mse
 from zim.output import atomic_write, save_alpha, save_rgb
+from zim.prompt_json import with_usual_names
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -292,6 +293,7 @@ def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
     """
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = with_usual_names(data, "its prompt")
         view = scene.find(str(data["view"])) if data.get("view") is not None else scene.train[0]
         rows = [[float(v) for v in row] for row in data.get("point") or []]
         box = data.get("bbox")
