@@ -117,12 +117,13 @@ def write_shards(
         ConfigError: the folder holds something else.
     """
     cv2.setNumThreads(1)
+    splits = json.dumps(split_table(root), indent=1) + "\n"  # a wrong root is told first
     out.mkdir(parents=True, exist_ok=True)
     info = out / "pack.json"
     if info.exists() and json.loads(info.read_text()) != about:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
     info.write_text(json.dumps(about, indent=1) + "\n")
-    (out / "splits.json").write_text(json.dumps(split_table(root), indent=1) + "\n")
+    (out / "splits.json").write_text(splits)
     missing = [
         (number, min(each, count - number * each))
         for number in range(-(-count // each))

@@ -188,7 +188,9 @@ def _load(name: str, device: str, dtype: str, offload: Offload, offline: bool) -
     known = KNOWN.get(name)
     source = known.repo if known else name
     try:
-        kind = _class_name(diffusers, source, offline)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one package about a flag of another
+            kind = _class_name(diffusers, source, offline)
         if dtype != "auto":
             number = choose_dtype(dtype, where)
         elif where.type != "cuda":
@@ -204,10 +206,10 @@ def _load(name: str, device: str, dtype: str, offload: Offload, offline: bool) -
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ZimError):
             raise
-        reason = " ".join(str(error).split())[:160]
+        why = "downloads are off" if offline else " ".join(str(error).split())[:160].rstrip(".")
         about = f" ({known.size}, {known.licence})" if known else ""
         raise CheckpointError(
-            f"{source}{about} is not here and could not be fetched: {reason}; download it from "
+            f"{source}{about} is not here and could not be fetched ({why}); download it from "
             "the hub with `hf download`, or give the folder of an inpainting pipeline, "
             f"or one of {', '.join(KNOWN)}"
         ) from error
