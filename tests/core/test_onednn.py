@@ -160,7 +160,7 @@ def test_a_convolution_with_its_norm_stays_what_it_was(monkeypatch: pytest.Monke
                 expected = conv_norm(conv, norm, x, *given)
             assert not used
             got = conv_norm(conv, norm, x, *given)
-            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
             assert used.pop()
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_has_answered_can_be_copied_and_pickled() -> None:
 
     expected = answer(model)
     with plain_forms():
-        torch.testing.assert_close(expected, answer(model), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(expected, answer(model), atol=1e-3, rtol=1e-3)
     other = copy.deepcopy(model)
     assert torch.equal(answer(other), expected)
     with torch.no_grad():
