@@ -13,7 +13,7 @@ import torch
 from zim.errors import CheckpointError, ConfigError
 from zim.images import load_image
 from zim.model.matting import ZimNetwork
-from zim.onnx.layout import is_onnx_folder, official
+from zim.onnx.layout import fetch, is_onnx_folder, official
 from zim.predictor import ZimPredictor
 from zim.pretrained import Zim
 from zim.processor import bfloat16_units
@@ -65,12 +65,14 @@ def locate(name: str | Path) -> str | Path:
     """Return where the weights of a model are that :func:`load` would read, without reading them.
 
     Args:
-        name: as for :func:`load`.
+        name: as for :func:`load`; official ONNX models are fetched, other hub ids are not.
 
     Raises:
         CheckpointError: no such model, or its weights are not there.
     """
-    if official(str(name)) or is_onnx_folder(Path(name)):
+    if row := official(str(name)):
+        return fetch(row)
+    if is_onnx_folder(Path(name)):
         return name
     source: str | Path = name
     row = REGISTRY.get(str(name))

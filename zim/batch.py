@@ -13,9 +13,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +30,7 @@ from zim.errors import (
     install_advice,
 )
 from zim.output import atomic_write, make_folder
+from zim.pools import worker_processes
 from zim.prompt_json import with_usual_names
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ def _row(line: str, number: int, manifest: Path) -> Row:
             raise TypeError("objects are not a list of JSON objects")
         if data.get("objects") == []:
             raise TypeError("objects is empty; leave it out for the whole picture")
+        if any(all(value in (None, [], "") for value in one.values()) for one in objects):
+            raise TypeError("a prompt is empty; leave it out for the whole picture")
     except PromptError as error:
         return Row(fallback, f"{manifest.name}:{number}", error=str(error))
     except (ValueError, TypeError, RecursionError) as error:
@@ -454,12 +456,7 @@ def _local(
         for number, rows in todo:
             yield worker.shard(number, rows)
         return
-    with ProcessPoolExecutor(
-        min(processes, len(todo)),
-        mp_context=get_context("spawn"),
-        initializer=_start,
-        initargs=(recipe, str(output)),
-    ) as pool:
+    with worker_processes(min(processes, len(todo)), _start, recipe, str(output)) as pool:
         futures = [pool.submit(_shard, number, list(rows)) for number, rows in todo]
         for future in as_completed(futures):
             yield future.result()

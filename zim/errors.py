@@ -38,15 +38,17 @@ class OutputError(ZimError, OSError):
 def reason(error: Exception) -> str:
     """Say in a few words why data from outside is not what was expected.
 
-    A missing key, a value of another type and a file that cannot be read are told in words; an
-    error that says more is quoted.
+    A missing key, too few values, a value of another type and a file that cannot be read are told
+    in words; an error that says more is quoted.
     """
     text = " ".join(str(error).split())
     if isinstance(error, KeyError):
         return f"{error.args[0] if error.args else 'something'} is missing"
     if isinstance(error, OSError):
         return error.strerror or text or "unreadable"
-    if isinstance(error, TypeError | AttributeError | IndexError):
+    if isinstance(error, IndexError):
+        return "fewer values than expected"
+    if isinstance(error, TypeError | AttributeError):
         return "a value of another kind"
     return text or "damaged"
 

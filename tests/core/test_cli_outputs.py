@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from zim.cli import main
 from zim.commandline import UsageError
-from zim.commands.outputs import Result, output_folder, pending, plan_outputs
+from zim.commands.outputs import Inputs, Result, output_folder, pending, plan_outputs
 from zim.errors import OutputError
 
 PHOTO = Result("pictures/photo.jpg")
@@ -87,14 +90,14 @@ def test_existing_files_need_a_word(tmp_path: Path) -> None:
     old.touch()
     paths = {"rgba": old, "alpha": new}
     with pytest.raises(OutputError, match=r"old\.png exists"):
-        pending(paths, overwrite=False, skip_existing=False)
-    assert pending(paths, overwrite=True, skip_existing=False) == paths
-    assert pending(paths, overwrite=False, skip_existing=True) == {"alpha": new}
+        pending(paths, overwrite=False, skip_existing=False, inputs=Inputs([]))
+    assert pending(paths, overwrite=True, skip_existing=False, inputs=Inputs([])) == paths
+    assert pending(paths, overwrite=False, skip_existing=True, inputs=Inputs([])) == {"alpha": new}
 
 
 def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
-        pending({"rgba": tmp_path}, overwrite=True, skip_existing=False)
+        pending({"rgba": tmp_path}, overwrite=True, skip_existing=False, inputs=Inputs([]))
 
 
 @pytest.mark.parametrize("output", ["cut.gif", "some/cut.BMP", "cut.avif"])
@@ -125,14 +128,37 @@ def test_a_file_in_place_of_a_folder_is_told_before_anything_is_computed(tmp_pat
     assert output_folder(str(tmp_path / "there.png")) == tmp_path / "there.png"
     paths = plan_outputs(str(tmp_path / "taken"), [PHOTO], ["alpha"], None).paths[PHOTO]
     with pytest.raises(OutputError, match="taken is a file"):
-        pending(paths, overwrite=True, skip_existing=False)
+        pending(paths, overwrite=True, skip_existing=False, inputs=Inputs([]))
+    with pytest.raises(UsageError, match=r"--output .*sub: .*taken is a file"):
+        output_folder(str(tmp_path / "taken" / "sub"))
 
 
 def test_what_is_read_is_never_written_over(tmp_path: Path) -> None:
-    photo, other = tmp_path / "photo.png", tmp_path / "x.alpha.png"
+    photo, other, link = tmp_path / "photo.png", tmp_path / "new.png", tmp_path / "link.png"
     photo.write_bytes(b"")
-    other.write_bytes(b"")
-    with pytest.raises(UsageError, match="is an input"):
-        plan_outputs(str(photo), [Result(str(photo))], None, None)
-    with pytest.raises(UsageError, match="is an input"):
-        plan_outputs(str(tmp_path), [Result("x.png"), Result(str(other))], ["alpha"], None)
+    link.symlink_to(photo)
+    inputs = Inputs([str(photo), "-", None, "red", "gone.png", "\0", "~nobody-at-all/x.png"])
+    for path in (photo, link, tmp_path / "." / "photo.png"):
+        assert path in inputs
+        with pytest.raises(OutputError, match="is an input"):
+            pending({"rgba": path}, overwrite=True, skip_existing=False, inputs=inputs)
+        assert pending({"rgba": path}, overwrite=False, skip_existing=True, inputs=inputs) == {}
+    done = pending({"rgba": other}, overwrite=True, skip_existing=False, inputs=inputs)
+    assert done == {"rgba": other}
+
+
+def test_a_rerun_over_a_folder_skips_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((24, 32, 3), np.uint8))
+    words = ["matte", "--points", "9,9", "--format", "rgba", "-o", str(tmp_path)]
+    assert main([*words, str(tmp_path / "a.png"), str(tmp_path / "b.png")]) == 0
+    every = sorted(str(path) for path in tmp_path.glob("*.png"))
+    assert len(every) == 4
+    assert main([*words, *every, "--skip-existing"]) == 0
+    before = (tmp_path / "b.rgba.png").read_bytes()
+    capsys.readouterr()
+    assert main([*words, *every, "--overwrite"]) == 1
+    assert capsys.readouterr().err.count("is an input") == 2
+    assert (tmp_path / "b.rgba.png").read_bytes() == before

@@ -20,7 +20,7 @@ def _raised(make: Any) -> Exception:
     ("make", "said"),
     [
         (lambda: {}["image"], "image is missing"),
-        (lambda: [][0], "a value of another kind"),
+        (lambda: [][0], "fewer values than expected"),
         (lambda: float([]), "a value of another kind"),  # pyright: ignore
         (lambda: open("/nowhere/at/all"), "No such file or directory"),  # noqa: SIM115, PTH123
         (lambda: json.loads("{"), "Expecting property name"),

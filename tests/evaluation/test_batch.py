@@ -133,6 +133,8 @@ def test_scribbles_masks_and_words(folder, tmp_path, model, monkeypatch):
         ({"image": "p00.png", "boxes": [[1, 2, 3, 4]]}, "line 3: boxes is unknown; expected point"),
         ({"image": "p00.png", "objects": []}, "objects is empty"),
         ({"image": "p00.png", "name": "a\0b"}, "zero byte"),
+        ({"image": "p00.png", "objects": [{}]}, "a prompt is empty"),
+        ({"image": "p00.png", "points": []}, "a prompt is empty"),
         ({"image": "p00.png", "objects": {"bbox": [1, 2, 3, 4]}}, "list of JSON objects"),
         ({"image": "p00.png", "objects": [], "bbox": [1, 2, 30, 40]}, "put it into objects"),
         ({"image": "p00.png", "objects": [{"bux": [1, 2, 30, 40]}]}, "unknown key 'bux'"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
-from zim.commands.outputs import Result, output_folder
+from zim.commands.outputs import Inputs, Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
 
 if TYPE_CHECKING:
@@ -78,10 +78,16 @@ def run(args: argparse.Namespace) -> Report:
 
     report = Report(model=args.model, items=[])
     todo: list[tuple[str, Target]] = []
+    read = Inputs(images)
     for (image, folder), stem in zip(inputs, stems, strict=True):
         target = Target(folder, stem, args.rle)
         existing = target.existing()
         if existing is None or args.overwrite:
+            try:
+                read.spare(target.overlay)
+            except OutputError as error:
+                _fail(report, image, error)
+                continue
             todo.append((image, target))
         elif args.skip_existing:
             _add(report, image, target, skipped=True)
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> Report:
         changed = {target.output for _, target in todo} - {output}
         if changed:
             with timed(report.seconds, "sheet"):
-                _sheets(report, inputs, changed)
+                _sheets(report, inputs, changed, read)
     _finish(report, images)
     return report
 
@@ -135,7 +141,9 @@ def _stems(inputs: list[tuple[str, Path]]) -> list[str]:
     return [stem for _, stem in taken]
 
 
-def _sheets(report: Report, inputs: list[tuple[str, Path]], changed: set[Path]) -> None:
+def _sheets(
+    report: Report, inputs: list[tuple[str, Path]], changed: set[Path], read: Inputs
+) -> None:
     """Lay out overlays of every folder that was given, evenly chosen, on one sheet each."""
     from zim.images import load_image, save_rgb
     from zim.viz import contact_sheet
@@ -149,6 +157,9 @@ def _sheets(report: Report, inputs: list[tuple[str, Path]], changed: set[Path]) 
         chosen = [overlays[k * len(overlays) // count] for k in range(count)]
         cells = [(load_image(p).rgb, p.name.removesuffix(".overlay.png")) for p in chosen]
         rows = [cells[k : k + SHEET_COLUMNS] for k in range(0, count, SHEET_COLUMNS)]
+        if folder / "sheet.jpg" in read:
+            sys.stderr.write(f"zim auto: {folder / 'sheet.jpg'} is an input, so it stays\n")
+            continue
         save_rgb(folder / "sheet.jpg", contact_sheet(rows))
         report.outputs[f"sheet_{folder.name}"] = str(folder / "sheet.jpg")
         report.lines.append(str(folder / "sheet.jpg"))
@@ -188,7 +199,7 @@ def _one_image(
         if not records:
             sys.stderr.write(
                 f"zim auto: {image}: nothing passed the thresholds; try a lower "
-                "--pred-iou-thresh or --stability-score-thresh\n"
+                "--pred-iou-thresh, --stability-score-thresh or --outline-contrast-thresh\n"
             )
     except (ZimError, OSError) as error:
         if args.debug:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
-from zim.commands.outputs import FORMATS, Plan, Result, pending, plan_outputs
+from zim.commands.outputs import FORMATS, Inputs, Plan, Result, pending, plan_outputs
 from zim.commands.prompt_flags import add_prompt_flags, object_prompts
 from zim.errors import ZimError
 from zim.prompt_json import ObjectPrompt
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> Report:
     plan = plan_outputs(
         args.output, [r for i in images for r in i.results()], args.format, args.background
     )
-    work = _Work(args, plan, prompts)
+    read = (*args.images, args.scribble, args.mask, args.prompts, args.background)
+    work = _Work(args, plan, prompts, Inputs(read))
     todo = [image for image in images if work.has_something_to_write(image)]
     if todo:
         with timed(work.report.seconds, "start"):
@@ -117,6 +118,7 @@ class _Work:
     args: argparse.Namespace
     plan: Plan
     prompts: Sequence[ObjectPrompt]
+    inputs: Inputs
     report: Report = field(default_factory=Report)
     items: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     #: what is still to be written, per result
@@ -131,6 +133,7 @@ class _Work:
                     self.plan.paths[result],
                     overwrite=self.args.overwrite,
                     skip_existing=self.args.skip_existing,
+                    inputs=self.inputs,
                 )
         except ZimError as error:
             self.add_error(image.source, error)

@@ -6,7 +6,7 @@ Nothing is computed before it is known that the result can be written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -27,7 +27,13 @@ _OTHER_PICTURES = tuple(
 
 
 #: other files that somebody may expect from ``--output`` where a folder is written
-_OTHER_FILES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".nii", ".gz", ".onnx", ".txt", ".zip")
+_OTHER_FILES = tuple(
+    f".{name}"
+    for name in (
+        *("csv", "gz", "html", "json", "jsonl", "md", "mov", "mp4", "nii", "npy", "npz", "obj"),
+        *("onnx", "pdf", "ply", "pt", "pth", "safetensors", "tar", "txt", "webm", "yaml", "zip"),
+    )
+)
 
 
 def output_folder(output: str | None, default: str = ".") -> Path:
@@ -42,13 +48,15 @@ def output_folder(output: str | None, default: str = ".") -> Path:
     """
     if output == "-":
         raise UsageError("--output - : several files are written; give a folder")
-    path = Path(output or default).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--output {output} is a file; give a folder")
-    named = str(output or default).endswith(("/", "\\")) or path.is_dir()
+    given = str(output or default)
+    path = Path(given).expanduser()
+    taken = path if path.exists() and not path.is_dir() else _file_above(path)
+    if taken is not None:
+        raise UsageError(f"--output {given}: {taken} is a file; give a folder")
+    named = given.endswith(("/", "\\")) or path.is_dir()
     if not named and path.suffix.lower() in (*FILE_SUFFIXES, *_OTHER_PICTURES, *_OTHER_FILES):
         raise UsageError(
-            f"--output {output} looks like a file, and several are written; give a folder, or end "
+            f"--output {given} looks like a file, and several are written; give a folder, or end "
             "its name with /"
         )
     return path
@@ -102,7 +110,7 @@ def plan_outputs(
 
     Raises:
         UsageError: a picture format that is not written, several results for one file, two
-            results for one name, a result in place of an input, a background that nothing uses.
+            results for one name, a background that nothing uses.
     """
     if background is not None and formats is not None and "composite" not in formats:
         raise UsageError("--background is for --format composite; add it or leave out --format")
@@ -134,7 +142,6 @@ def plan_outputs(
     if is_file and path is not None:
         if chosen == ("rgba",) and path.suffix.lower() in (".jpg", ".jpeg"):
             raise UsageError(f"--output {output}: JPEG has no transparency; use .png or .webp")
-        _spare(path, results)
         return Plan(chosen, {results[0]: {chosen[0]: path}})
     folder = path or Path()
     paths: dict[Result, dict[str, Path]] = {}
@@ -147,40 +154,75 @@ def plan_outputs(
                     f"{taken[target]} and {result.source} would both write {target}; "
                     "run them into different folders"
                 )
-            _spare(target, results)
             taken[target] = result.source
     return Plan(chosen, paths)
 
 
-def _spare(target: Path, results: Sequence[Result]) -> None:
-    """Refuse to write over what is read."""
-    if not target.is_file():
-        return
-    for source in dict.fromkeys(result.source for result in results):
-        same = False
-        with contextlib.suppress(OSError, ValueError):  # reading it will say what is wrong
-            same = source != "-" and target.samefile(Path(source).expanduser())
-        if same:
-            raise UsageError(f"{target} is an input and would be overwritten; choose another name")
+class Inputs:
+    """The files that a command reads, which it must not write over."""
+
+    def __init__(self, names: Iterable[str | None]) -> None:
+        """Look at files; what is none (stdin, a colour's name, a missing picture) is left out."""
+        self._known: set[tuple[int, int]] = set()
+        for name in names:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                if name and name != "-":
+                    self._known.add(_identity(Path(name).expanduser()))
+
+    def __contains__(self, path: Path) -> bool:
+        """Tell whether a path is one of them, under whatever name."""
+        with contextlib.suppress(OSError, ValueError):
+            return _identity(path) in self._known
+        return False
+
+    def spare(self, path: Path) -> None:
+        """Refuse a path that is one of them.
+
+        Raises:
+            OutputError: it is.
+        """
+        if path in self:
+            raise OutputError(
+                f"{path} is an input and would be overwritten; choose another --output"
+            )
 
 
-def pending(paths: dict[str, Path], *, overwrite: bool, skip_existing: bool) -> dict[str, Path]:
+def _identity(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _file_above(path: Path) -> Path | None:
+    """Return the file that stands where one of a path's folders has to be, or None."""
+    above = next((folder for folder in path.parents if folder.exists()), None)
+    return None if above is None or above.is_dir() else above
+
+
+def pending(
+    paths: dict[str, Path], *, overwrite: bool, skip_existing: bool, inputs: Inputs
+) -> dict[str, Path]:
     """Return what still has to be written.
 
+    Args:
+        paths: of one result.
+        overwrite: existing files are replaced.
+        skip_existing: existing files are left.
+        inputs: what is read, which is not replaced.
+
     Raises:
-        OutputError: a file exists and neither flag says what to do, it is a folder, or what should
-            be its folder is a file.
+        OutputError: a file exists and neither flag says what to do, it is a folder or an input, or
+            what should be its folder is a file.
     """
     left: dict[str, Path] = {}
     for kind, path in paths.items():
         if path.is_dir():
             raise OutputError(f"{path} is a folder; a file of that name was to be written")
-        above = next((folder for folder in path.parents if folder.exists()), None)
-        if above is not None and not above.is_dir():
+        if above := _file_above(path):
             raise OutputError(f"{above} is a file; --output takes a folder or a picture's name")
         if path.exists() and not overwrite:
             if skip_existing:
                 continue
             raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
+        inputs.spare(path)
         left[kind] = path
     return left

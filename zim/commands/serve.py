@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from zim.commandline import Report, UsageError, apply_runtime, positive_int
@@ -98,8 +99,10 @@ def run(args: argparse.Namespace) -> Report:
     address = f"http://{shown}:{args.port}/" + (f"#token={token}" if token else "")
     sys.stderr.write(f"zim serve: {address}\n")
     server = uvicorn.Server(_config(uvicorn, app, args))
-    with listening:
-        server.run(sockets=[listening])
+    with ExitStack() as stack:
+        for taken in listening:
+            stack.enter_context(taken)
+        server.run(sockets=listening)
     report = Report(model=settings.models[0], extra={"address": address})
     if not server.started:
         report.failed = True
@@ -107,25 +110,28 @@ def run(args: argparse.Namespace) -> Report:
     return report
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port, so that the address is only told when it answers."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        taken = socket.socket(family, kind, proto)
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Take the port of every address of a host, so that it is only told when it answers."""
+    flags = socket.AI_PASSIVE
+    with ExitStack() as stack:
         try:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind(address)
-        except OSError:
-            taken.close()
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"port {port} of {host} cannot be used ({error.strerror or error}); "
-            "choose another --port or --host"
-        ) from error
-    return taken
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+            listening: list[socket.socket] = []
+            for family, kind, proto, _, address in dict.fromkeys(found):
+                taken = stack.enter_context(socket.socket(family, kind, proto))
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # or it would take the other kind of address, too
+                    taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                taken.bind(address)
+                taken.listen()
+                listening.append(taken)
+        except OSError as error:
+            raise OutputError(
+                f"port {port} of {host} cannot be used ({error.strerror or error}); "
+                "choose another --port or --host"
+            ) from error
+        stack.pop_all()  # they stay open
+        return listening
 
 
 def _config(uvicorn: Any, app: Any, args: argparse.Namespace) -> Any:

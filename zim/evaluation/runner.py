@@ -12,10 +12,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from zim.errors import OutputError, ZimError
 from zim.evaluation.samples import Loaded, Sample, load_sample
 from zim.images import atomic_write
 from zim.memory import tidied
+from zim.pools import Workers, worker_processes
 from zim.protocols import Segmenter
 
 METRICS = ("sad", "mse", "mae", "grad", "conn")
@@ -86,8 +86,7 @@ def evaluate(
     with ExitStack() as stack:
         pool = None
         if workers:
-            context = get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+            pool = stack.enter_context(worker_processes(workers))
         file = stack.enter_context((output / f"results.{rank}.jsonl").open("a", encoding="utf-8"))
         if file.tell():
             file.write("\n")  # ends a line that a crash has torn
@@ -187,7 +186,7 @@ def _score(
     model: Segmenter,
     samples: Sequence[Sample],
     settings: Settings,
-    pool: ProcessPoolExecutor | None,
+    pool: Workers | None,
     workers: int,
 ) -> Iterator[dict[str, Any]]:
     waiting: deque[tuple[dict[str, Any], Future[dict[str, float]]]] = deque()

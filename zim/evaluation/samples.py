@@ -13,13 +13,14 @@ import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 
 from zim.errors import ImageError, PromptError, reason
 from zim.images import load_image, read_alpha
+from zim.prompt_json import with_usual_names
 from zim.prompts import Prompt, mask_box
 
 KINDS = ("point", "box")
@@ -164,6 +165,8 @@ def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, A
     else:
         data, name = source, "the manifest's prompt"
     given: dict[str, Any] = {}
+    if isinstance(data, dict):
+        data = with_usual_names(cast("dict[str, Any]", data), name)
     try:
         if "box" in kinds:
             given["bbox"] = [float(v) for v in data["bbox"]]

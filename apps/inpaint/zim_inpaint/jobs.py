@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from zim.errors import PromptError
 from zim.prompt_json import ObjectPrompt, read_entry, with_usual_names
 
 _PROMPT = {"point", "bbox"}
-_KEYS = {"image", "matte", "object", "text"} | _PROMPT
+_WORDS = ("matte", "object", "text")
+_KEYS = {"image", *_WORDS, *_PROMPT}
 #: pictures that are taken from a folder
 _SUFFIXES = (*FILE_SUFFIXES, ".bmp", ".gif")
 
@@ -104,12 +106,12 @@ def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -
 
 def _numbered(found: list[Job]) -> list[Job]:
     """Number the lines about one picture, whose results need names of their own."""
-    lines, seen = Counter(job.image for job in found), Counter[str]()
+    files = [os.path.normpath(job.image) for job in found]
+    lines, seen = Counter(files), Counter[str]()
     numbered: list[Job] = []
-    for job in found:
-        seen[job.image] += 1
-        several = lines[job.image] > 1
-        numbered.append(replace(job, number=seen[job.image]) if several else job)
+    for job, file in zip(found, files, strict=True):
+        seen[file] += 1
+        numbered.append(replace(job, number=seen[file]) if lines[file] > 1 else job)
     return numbered
 
 
@@ -128,6 +130,9 @@ def _job(
         unknown = sorted(set(row) - _KEYS)
         if unknown:
             raise PromptError(f"{where}: unknown key {unknown[0]!r}; known: {sorted(_KEYS)}")
+        for key in _WORDS:
+            if not isinstance(row.get(key), str | None):
+                raise PromptError(f"{where}: {key} is {row[key]!r}; expected text")
         asked = {key: value for key, value in row.items() if key in _PROMPT and value is not None}
         prompt = read_entry(asked, where) if asked else ObjectPrompt()
     except PromptError as error:
@@ -147,5 +152,5 @@ def _job(
 
 def _beside(name: str, folder: Path) -> str:
     """Return a path of the manifest, which may be relative to its folder."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (a home of nobody is no error)
     return name if path.is_absolute() or path.exists() else str(folder / path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, apply_runtime, error_line, timed
-from zim.commands.outputs import FILE_SUFFIXES, Plan, Result, pending, plan_outputs
+from zim.commands.outputs import FILE_SUFFIXES, Inputs, Plan, Result, pending, plan_outputs
 from zim.errors import PromptError, ZimError
 from zim_inpaint.flags import check
 from zim_inpaint.jobs import Job, jobs
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Report:
     check(args)
     todo = jobs(args)
     plan = _plan(args, todo)
-    work = _Work(args, plan)
+    work = _Work(args, plan, _inputs(args, todo))
     ready = [job for job in todo if work.has_something_to_write(job)]
     if ready:
         with timed(work.report.seconds, "start"):
@@ -47,13 +47,19 @@ def _plan(args: argparse.Namespace, todo: list[Job]) -> Plan:
         output = args.output or ""
         single = Path(output).suffix.lower() in FILE_SUFFIXES and not Path(output).is_dir()
         formats = ("result",) if single else _DEFAULT
-    return plan_outputs(args.output, [job.result for job in todo], formats, None)
+    return plan_outputs(args.output, [job.result for job in todo if not job.error], formats, None)
+
+
+def _inputs(args: argparse.Namespace, todo: list[Job]) -> Inputs:
+    read = [args.manifest, args.matte, args.scribble, args.mask, args.prompts, args.background]
+    return Inputs([*read, *(name for job in todo for name in (job.image, job.matte))])
 
 
 @dataclass
 class _Work:
     args: argparse.Namespace
     plan: Plan
+    inputs: Inputs
     report: Report = field(default_factory=Report)
     items: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     left: dict[Result, dict[str, Path]] = field(default_factory=dict[Result, dict[str, Path]])
@@ -82,12 +88,15 @@ class _Work:
 
     def has_something_to_write(self, job: Job) -> bool:
         """Look at existing files; a picture that is done or blocked becomes an item right away."""
-        paths = self.plan.paths[job.result]
         try:
             if job.error:
                 raise PromptError(job.error)
+            paths = self.plan.paths[job.result]
             self.left[job.result] = pending(
-                paths, overwrite=self.args.overwrite, skip_existing=self.args.skip_existing
+                paths,
+                overwrite=self.args.overwrite,
+                skip_existing=self.args.skip_existing,
+                inputs=self.inputs,
             )
         except ZimError as error:
             self.add_error(job.image, error)

@@ -148,8 +148,9 @@ def run(args: argparse.Namespace) -> Report:
     from zim_sa3d.runs import Run
 
     work = Run(args)
+    work.load_model()
     scene = work.scene()
-    # a click that does not fit, or a model that is not there, is told before anything is trained
+    # a click that does not fit is told before anything is trained
     prompt = work.prompt(scene)
     work.segmenter(scene)
     field = work.field(scene)
@@ -179,8 +180,9 @@ def _segment(args: argparse.Namespace) -> Report:
     from zim_sa3d.runs import Run
 
     work = Run(args)
+    work.load_model()
     scene = work.scene()
-    # a click that does not fit, or a model that is not there, is told before anything is trained
+    # a click that does not fit is told before anything is trained
     prompt = work.prompt(scene)
     work.segmenter(scene)
     field = work.field(scene)

@@ -59,7 +59,11 @@ class Lens:
                 f"camera model {self.model} is not read; expected one of {', '.join(_READABLE)}: "
                 "run colmap image_undistorter and give its output folder"
             )
-        values = self.parameters
+        values, wanted = self.parameters, dict(_MODELS)[self.model]
+        if len(values) != wanted:
+            raise ConfigError(
+                f"a {self.model} camera of {len(values)} parameters; expected {wanted}"
+            )
         if self.model in _ONE_FOCAL:
             values = (values[0], *values)
         return (values[0], values[1], values[2], values[3]), tuple(values[4:])
@@ -112,6 +116,8 @@ def read_colmap(folder: Path) -> Scene:
         poses = sorted((p for p in poses if (root / p.file).is_file()), key=lambda p: p.file)
         views: list[View] = []
         for name, pose in zip(view_names([p.file for p in poses]), poses, strict=True):
+            if pose.lens not in lenses:
+                raise ConfigError(f"{pose.file} is of camera {pose.lens}, which is not listed")
             lens = lenses[pose.lens]
             plane, distortion = lens.split()
             camera = Camera(pose.c2w(), *plane, lens.width, lens.height)
@@ -142,11 +148,11 @@ def _read_model(model: Path) -> tuple[dict[int, Lens], list[Pose], NDArray[np.fl
             return lenses, poses, np.array(list(_binary_points(file))).reshape(-1, 3)
     lenses = {}
     for row in _rows(cameras):
-        number, name, width, height, *rest = row.split()
+        number, name, width, height, *rest = _long_enough(row.split(), 5, cameras)
         lenses[int(number)] = Lens(name, int(width), int(height), tuple(map(float, rest)))
     poses = []
     for row in _rows(images)[::2]:  # every second line lists the picture's features
-        words = row.split(maxsplit=9)
+        words = _long_enough(row.split(maxsplit=9), 10, images)
         values = tuple(map(float, words[1:8]))
         poses.append(Pose(words[9].strip(), int(words[8]), values[:4], values[4:]))
     if not points.is_file():
@@ -159,6 +165,13 @@ def _rows(path: Path) -> list[str]:
     """Return a text file's lines without comments; empty ones stay, they mean no features."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
+
+
+def _long_enough(words: list[str], least: int, path: Path) -> list[str]:
+    if len(words) < least:
+        row = " ".join(words)
+        raise ConfigError(f"{path.name}: {row!r} is {len(words)} values; expected {least} or more")
+    return words
 
 
 def _take(file: BinaryIO, layout: str) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from zim.commands.outputs import output_folder
 from zim.errors import ZimError, reason
 from zim.metrics import mse
 from zim.output import atomic_write, save_alpha, save_rgb
-from zim.prompt_json import with_usual_names
+from zim.prompt_json import ObjectPrompt, read_entry
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -40,7 +40,8 @@ class Run:
         """Open the folder; nothing is computed yet."""
         apply_runtime(args)
         self.args = args
-        self.folder = output_folder(args.output, f"runs/{Path(args.scene).name}")
+        default = "runs" if args.output else f"runs/{Path(args.scene).name}"
+        self.folder = output_folder(args.output, default)
         self.report = Report(model=args.model)
         self._segmenter: Segmenter | None = None
 
@@ -128,20 +129,25 @@ class Run:
             "--prompts FILE.json"
         )
 
-    def segmenter(self, scene: Scene) -> Segmenter:
-        """Load the model that turns clicks into mattes, once."""
-        if self._segmenter is None:
-            self._segmenter = self._load_segmenter(scene)
-        return self._segmenter
+    def load_model(self) -> None:
+        """Load the model that turns clicks into mattes; the oracle waits for its scene.
 
-    def _load_segmenter(self, scene: Scene) -> Segmenter:
-        if self.args.model == "oracle":
+        Done first, so that a wrong name is told before anything is made.
+        """
+        args = self.args
+        if self._segmenter is None and args.model != "oracle":
+            self._segmenter = load_segmenter(args.model, device=args.device, dtype=args.dtype)
+
+    def segmenter(self, scene: Scene) -> Segmenter:
+        """Return the model that turns clicks into mattes, loaded once."""
+        self.load_model()
+        if self._segmenter is None:
             if not scene.objects:
                 raise UsageError(
                     "--model oracle needs true mattes; only synthetic scenes have them"
                 )
-            return OracleSegmenter(scene)
-        return load_segmenter(self.args.model, device=self.args.device, dtype=self.args.dtype)
+            self._segmenter = OracleSegmenter(scene)
+        return self._segmenter
 
     def segment(
         self,
@@ -292,21 +298,19 @@ def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
         ZimError: it cannot be understood.
     """
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        data = with_usual_names(data, "its prompt")
-        view = scene.find(str(data["view"])) if data.get("view") is not None else scene.train[0]
-        rows = [[float(v) for v in row] for row in data.get("point") or []]
-        box = data.get("bbox")
-        if not rows and box is None:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data, dict):
+            raise ValueError("it is no JSON object")
+        entry = dict(data)
+        name = entry.pop("view", None)
+        view = scene.train[0] if name is None else scene.find(str(name))
+        asked = read_entry(entry, "its prompt") if entry else ObjectPrompt()
+        if not asked.points and asked.box is None:
             raise ValueError("neither point nor bbox")
-        return ScenePrompt(
-            view,
-            tuple((row[0], row[1]) for row in rows),
-            tuple(int(row[2]) if len(row) > 2 else 1 for row in rows),
-            None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ZimError(
             f'{path}: {reason(error)}; expected {{"view": name, "point": [[x, y, label], ...], '
             f'"bbox": [x0, y0, x1, y1]}}'
         ) from error
+    points = tuple((x, y) for x, y, _ in asked.points)
+    return ScenePrompt(view, points, tuple(label for _, _, label in asked.points), asked.box)

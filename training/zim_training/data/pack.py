@@ -12,9 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -22,6 +20,7 @@ import numpy as np
 
 from zim.cues import CUE_PLANES, compute_cues
 from zim.errors import ConfigError
+from zim.pools import worker_processes
 from zim_training.data.outlines import outlines_hash
 from zim_training.data.scenes import NATURAL, Scene, SceneMaker
 from zim_training.data.sources import Split, split_table
@@ -132,10 +131,11 @@ def write_shards(
     if workers <= 1:
         yield from (done + 1 for done, _ in enumerate(map(job, missing)))
         return
-    # spawned, not forked: OpenCV's and BLAS's threads do not survive a fork
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for done, _ in enumerate(pool.map(job, missing)):
-            yield done + 1
+    with worker_processes(workers) as pool:
+        futures = [pool.submit(job, one) for one in missing]
+        for done, future in enumerate(futures, 1):
+            future.result()
+            yield done
 
 
 def shard_path(out: Path, number: int) -> Path:

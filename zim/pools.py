@@ -1,0 +1,75 @@
+"""Worker processes that end, and tidy up, when the process that started them is told to end.
+
+``ProcessPoolExecutor`` finishes everything that was handed in before it lets an error through, and
+a signal to the parent reaches none of its children.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+Result = TypeVar("Result")
+
+#: in a worker: whether it was told to end
+_ended = False
+
+
+class Workers:
+    """Processes that take jobs; see :func:`worker_processes`."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        """Wrap an executor whose processes were begun with :func:`_begin`."""
+        self._pool = pool
+
+    def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Hand in a job; function and arguments are pickled."""
+        return self._pool.submit(_do, work, *args)
+
+
+@contextmanager
+def worker_processes(
+    count: int, begin: Callable[..., object] | None = None, *args: Any
+) -> Generator[Workers]:
+    """Start processes, spawned and not forked: threads of libraries do not survive a fork.
+
+    Where the block ends with an error (Ctrl+C and SIGTERM among them) jobs that have not begun are
+    dropped, and those that have are interrupted, so that they remove what is half written.
+
+    Args:
+        count: processes.
+        begin: called in each first.
+        *args: of ``begin``.
+    """
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (begin, args))
+    try:
+        yield Workers(pool)
+    except BaseException:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin(begin: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    if begin is not None:
+        begin(*args)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    global _ended
+    _ended = True
+    raise SystemExit(128 + number)
+
+
+def _do(work: Callable[..., Result], *args: Any) -> Result:
+    if _ended:  # a job that was fetched before the one at work was interrupted
+        raise SystemExit(128 + signal.SIGTERM)
+    return work(*args)
