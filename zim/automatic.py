@@ -84,7 +84,7 @@ class ZimAutomaticMaskGenerator:
         mask_threshold: float = 0.5,
         multimask: int = 3,
         max_masks: int | None = None,
-        outline_contrast_thresh: float = 1.2,
+        outline_contrast_thresh: float = 2.0,
         alpha_dtype: Literal["float32", "uint8"] = "float32",
     ) -> None:
         """Choose a model and how to search.
@@ -113,9 +113,10 @@ class ZimAutomaticMaskGenerator:
             multimask: 3 takes SAM's three alternatives of every click, 4 the single-answer token
                 as well (the official generator).
             max_masks: keep only so many, best predicted quality first.
-            outline_contrast_thresh: models with cue planes also need this difference in colour
-                across three quarters of an outline (:func:`zim.outline.outline_contrast`), or a
-                plain background would be cut into pieces; 0 takes all.
+            outline_contrast_thresh: answers of models that look again at crops (``nano``) also
+                need this difference in colour along three quarters of their outline
+                (:func:`zim.outline.outline_contrast`), or a plain background would be cut into
+                pieces; 0 takes all.
             alpha_dtype: ``float32`` in [0, 1] or ``uint8`` in 0..255.
 
         Raises:

@@ -1,7 +1,7 @@
 """How much an outline follows something that can be seen in the picture.
 
 A model that is asked about a click in front of nothing (a plain wall, the sky, a product shot's
-white) answers with a shape all the same. Such a shape has the same colour on both sides.
+white) answers with a shape all the same. Along the outline of such a shape nothing changes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-#: pixels on either side whose colours are compared (standard deviation of a Gaussian)
-SIGMA = 1.5
+#: pixels on either side whose colours are compared (standard deviations of Gaussians): right beside
+#: the outline, further off, and on the outline itself
+BESIDE, BEYOND, ON = 1.5, 2.0, 0.8
+#: how many pixels from the outline what is further off begins
+GAP = 2
 #: the part of an outline that may do worse than what is reported: hair, shadows, white on white
 WEAKEST = 0.25
 
 
 def outline_contrast(rgb: NDArray[Any], mask: NDArray[np.bool_]) -> float:
-    """Return the difference in colour across the weaker parts of a mask's outline.
+    """Return the difference in colour along the weaker parts of a mask's outline.
 
-    Colours just inside and just outside are means under a Gaussian, which noise hardly changes.
-    What lies on the picture's border is no outline.
+    Either the two sides differ, or the outline is a line that differs from both, as the rim of a
+    glass or a drawing. Colours are means under Gaussians, which noise hardly changes. What lies on
+    the picture's border is no outline.
 
     Args:
         rgb: h x w x 3 uint8, brought to the mask's size.
@@ -32,8 +36,7 @@ def outline_contrast(rgb: NDArray[Any], mask: NDArray[np.bool_]) -> float:
         The difference (CIE76, about 2 is just noticeable) that three quarters of the outline
         exceed; 0 for a mask without outline.
     """
-    inside = mask.astype(np.float32)
-    square, shape = np.ones((3, 3), np.uint8), mask.astype(np.uint8)
+    shape, square = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
     # repeated at the border, so that there is no outline there
     ends: dict[str, Any] = {"borderType": cv2.BORDER_REPLICATE}
     rim = cv2.dilate(shape, square, **ends) != cv2.erode(shape, square, **ends)
@@ -42,15 +45,26 @@ def outline_contrast(rgb: NDArray[Any], mask: NDArray[np.bool_]) -> float:
     if rgb.shape[:2] != mask.shape:
         rgb = cv2.resize(rgb, mask.shape[::-1], interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    difference = _mean_colour(lab, inside) - _mean_colour(lab, 1 - inside)
-    return float(np.quantile(np.linalg.norm(difference, axis=2)[rim], WEAKEST))
+    inside = shape.astype(np.float32)
+    core = cv2.erode(inside, square, iterations=GAP, **ends)
+    rest = 1 - cv2.dilate(inside, square, iterations=GAP, **ends)
+    step = _distance(_mean(lab, inside, BESIDE), _mean(lab, 1 - inside, BESIDE))
+    line = np.inf
+    for side in (core, rest):
+        off = _distance(_blurred(lab, ON), _mean(lab, side, BEYOND))
+        line = np.minimum(line, np.where(_blurred(side, BEYOND) > 1e-3, off, 0))
+    return float(np.quantile(np.maximum(step, line)[rim], WEAKEST))
 
 
-def _mean_colour(lab: NDArray[Any], weight: NDArray[np.float32]) -> NDArray[Any]:
+def _distance(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    return np.linalg.norm(one - other, axis=2)
+
+
+def _mean(lab: NDArray[Any], weight: NDArray[Any], sigma: float) -> NDArray[Any]:
     """Average colours H x W x 3 near every pixel, weighted with H x W."""
-    total = _blurred(lab * weight[..., None])
-    return total / np.maximum(_blurred(weight), 1e-6)[..., None]
+    total = _blurred(lab * weight[..., None], sigma)
+    return total / np.maximum(_blurred(weight, sigma), 1e-6)[..., None]
 
 
-def _blurred(values: NDArray[Any]) -> NDArray[Any]:
-    return cv2.GaussianBlur(values, (0, 0), SIGMA, borderType=cv2.BORDER_REPLICATE)
+def _blurred(values: NDArray[Any], sigma: float) -> NDArray[Any]:
+    return cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)

@@ -120,7 +120,7 @@ def test_a_failed_export_leaves_nothing(
         (["CHECKPOINT", "-o", "OUT", "--dtype", "bfloat16"], 2, "cannot be exported"),
         (["CHECKPOINT", "-o", "OUT", "--opset", "9"], 1, "opset 9 is not supported; expected 18"),
         (["CHECKPOINT", "-o", "CHECKPOINT/config.json"], 2, "is a file"),
-        (["CHECKPOINT", "-o", "CHECKPOINT/config.json/out"], 1, "config.json is a file"),
+        (["CHECKPOINT", "-o", "CHECKPOINT/config.json/out"], 2, "config.json is a file"),
         (["nano", "-o", "OUT", "--single"], 1, "needs cue planes"),
     ],
 )

@@ -50,6 +50,13 @@ def test_a_quarter_of_an_outline_may_be_lost() -> None:
     assert outline_contrast(rgb, disc()) > 20
 
 
+def test_a_line_round_it_is_enough() -> None:
+    large = np.full((3 * SIZE[0], 3 * SIZE[1], 3), 250, np.uint8)
+    cv2.circle(large, (3 * 64, 3 * 48), 90, (40, 40, 40), 5)
+    assert outline_contrast(large, disc()) > 10
+    assert outline_contrast(large, disc(15)) < 1e-3
+
+
 def test_the_pictures_border_is_no_outline() -> None:
     assert outline_contrast(flat((1, 2, 3)), np.ones(SIZE, bool)) == 0
     assert outline_contrast(flat((1, 2, 3)), np.zeros(SIZE, bool)) == 0

@@ -173,7 +173,7 @@ def test_nothing_there_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     (tmp_path / "file").touch()
-    assert main([*words[:4], str(tmp_path / "empty"), "--output", str(tmp_path / "file/x")]) == 1
+    assert main([*words[:4], str(tmp_path / "empty"), "--output", str(tmp_path / "file/x")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -38,7 +38,7 @@ SEARCH: tuple[tuple[str, Any, str], ...] = (
     (
         "outline-contrast-thresh",
         float,
-        "least difference in colour across an outline, CIE76, 0 takes all; nano only [1.2]",
+        "least difference in colour along an outline, CIE76, 0 takes all; nano only [2]",
     ),
     ("max-masks", positive_int, "keep only so many, best first [all]"),
 )
