@@ -37,7 +37,7 @@ demo: $(STAMP)  ## cut objects out of the example photographs into demo-output/
 	  --background "#7aa6c2" --output demo-output --overwrite
 	$(BIN)/zim matte examples/hyrax.jpg --box 50,40,530,455 \
 	  --format rgba alpha composite overlay --output demo-output --overwrite
-	$(BIN)/zim matte examples/coffee.jpg --box 75,15,482,390 \
+	$(BIN)/zim matte examples/coffee.jpg --box 75,15,482,390 --points 280,300 145,60,0 460,350,0 \
 	  --background "#e8e0d0" --output demo-output --overwrite
 
 test: $(EXTRAS)  ## default tests
