@@ -17,7 +17,10 @@ EXAMPLES = HERE.parents[1] / "examples"
 PROMPTS = {
     "rabbit.jpg": {"points": [(420, 350, 1), (400, 150, 1)]},
     "hyrax.jpg": {"box": (50, 40, 530, 455)},
-    "coffee.jpg": {"box": (75, 15, 482, 390)},
+    "coffee.jpg": {
+        "box": (75, 15, 482, 390),
+        "points": [(280, 300, 1), (145, 60, 0), (460, 350, 0)],
+    },
 }
 
 
