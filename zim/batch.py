@@ -374,7 +374,8 @@ def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     path = output / RECIPE
     data = (json.dumps(asdict(recipe), indent=1) + "\n").encode()
     if path.is_file():
-        if path.read_bytes() != data and not overwrite:
+        begun = any((output / SHARDS).glob("0*.json")) or len(list(output.iterdir())) > 1
+        if path.read_bytes() != data and begun and not overwrite:
             raise OutputError(
                 f"{output} holds results of other settings; use another --output or --overwrite"
             )
@@ -384,7 +385,7 @@ def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     if overwrite:
         for marker in (output / SHARDS).glob("*.json"):
             marker.unlink()
-    if overwrite or not path.is_file():
+    if overwrite or not path.is_file() or path.read_bytes() != data:
         atomic_write(path, data)
 
 

@@ -6,13 +6,19 @@ a signal to the parent reaches none of its children.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
+
+from zim.errors import ZimError
 
 Result = TypeVar("Result")
 
@@ -49,18 +55,35 @@ def worker_processes(
     pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (begin, args))
     try:
         yield Workers(pool)
-    except BaseException:
+    except BaseException as error:
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
         pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ZimError(
+                "a worker process was killed, as happens where memory is short; use fewer of them"
+            ) from error
         raise
     pool.shutdown()
 
 
 def _begin(begin: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all; the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if begin is not None:
         begin(*args)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is None:
+        return
+    parent.join()
+    for _ in range(5):  # the first interrupts the job, the next the wait for another
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

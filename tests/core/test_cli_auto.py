@@ -264,3 +264,43 @@ def test_small_objects_stay_visible_and_large_pictures_shrink() -> None:
     assert shown.shape == (150, 2048, 3)
     assert np.abs(shown[75, 600].astype(int) - shown[20, 600]).sum() > 60
     assert cv2.absdiff(shown[20, 600], shown[140, 2000]).max() <= 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--rle"]])
+def test_a_folder_that_holds_its_results_can_be_searched_again(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(picture()).save(folder / f"{name}.png")
+    assert Run(capsys, model, folder, "-o", tmp_path, *flags).code == 0
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert folder / "a.overlay.png" in files
+    again = Run(capsys, model, folder, "-o", tmp_path, *flags, "--skip-existing", "--json")
+    assert again.code == 0
+    assert [item["input"] for item in again.json["items"]] == [
+        str(folder / "a.png"),
+        str(folder / "b.png"),
+    ]
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == files
+
+
+def test_what_is_read_is_neither_replaced_nor_removed(
+    model: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo").mkdir()
+    own = [
+        tmp_path / "photo" / "1.png",
+        tmp_path / "photo" / "7.png",
+        tmp_path / "photo.overlay.png",
+    ]
+    for path in own:
+        Image.fromarray(picture()).save(path)
+    before = [path.read_bytes() for path in own]
+    found = Run(capsys, model, photo, own[0], own[1], "-o", tmp_path, "--overwrite")
+    assert found.code == 1
+    assert "holds an input" in found.err
+    found = Run(capsys, model, photo, own[2], "-o", tmp_path, "--overwrite")
+    assert "photo.overlay.png is an input" in found.err
+    assert [path.read_bytes() for path in own] == before

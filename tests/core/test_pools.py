@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zim.errors import ZimError
 from zim.pools import worker_processes
 
 PROGRAM = """
@@ -48,7 +49,8 @@ def test_jobs_are_done_and_their_errors_come_back() -> None:
             pool.submit(divmod, 1, 0).result()
 
 
-def test_a_signal_to_the_parent_interrupts_the_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_jobs_end_with_the_parent(tmp_path: Path, number: signal.Signals) -> None:
     program, folder = tmp_path / "program.py", tmp_path / "out"
     program.write_text(PROGRAM)
     folder.mkdir()
@@ -60,8 +62,14 @@ def test_a_signal_to_the_parent_interrupts_the_jobs(tmp_path: Path) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert said == "slow: terminated\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)  # until all that write to stderr have ended
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert said == "slow: terminated\n"
     assert list(folder.iterdir()) == []
+
+
+def test_a_worker_that_is_killed_is_an_error_in_words() -> None:
+    with pytest.raises(ZimError, match="a worker process was killed"), worker_processes(1) as pool:
+        pool.submit(os._exit, 1).result()

@@ -161,6 +161,7 @@ def test_a_manifest_says_something_for_every_picture(
         {"image": "other.png", "matte": 5},
         {"image": 5},
         {"image": "~nobody-at-all/b.png", "points": [[1, 2]]},
+        {"image": "other.png", "points": []},
     ]
     manifest = photo.parent / "list.jsonl"
     manifest.write_text("\n".join([*map(json.dumps, rows), "no JSON"]))
@@ -168,7 +169,14 @@ def test_a_manifest_says_something_for_every_picture(
     assert main(words) == 1
     data = report(capsys)
     errors = [item["error"] for item in data["items"] if item["error"]]
-    expected = ("line 3: point [64", "line 5: matte is 5", "line 6: expected", "no", "line 8: not")
+    expected = (
+        "line 3: point [64",
+        "line 5: matte is 5",
+        "line 6: expected",
+        "such home",
+        "line 8: its",
+    )
+    expected += ("line 9: not JSON",)
     assert len(errors) == len(expected)
     for said in expected:
         assert any(said in error for error in errors), said

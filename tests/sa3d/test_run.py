@@ -190,6 +190,25 @@ def test_wrong_flags_are_one_line(folder, capsys, words, code, text):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"points": [[1000, 10]]}, "outside"),
+        ({"box": [30, 20, 1]}, "x0, y0, x1, y1"),
+        ({"point": [[5, 5]], "mask": "m.png"}, "mask and scribble are not taken"),
+        ({"view": "view_003"}, "neither point nor bbox"),
+        ([1], "no JSON object"),
+    ],
+)
+def test_prompt_files_are_checked_before_anything_is_trained(tmp_path, capsys, data, said):
+    synthetic_scene(tmp_path / "o" / "scene", size=32, views=4)
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    words = ["--scene", "synthetic", "-o", str(tmp_path / "o"), "--model", "oracle"]
+    assert main([*words, "--prompts", str(tmp_path / "p.json")]) == 1
+    assert said in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["scene"]
+
+
 def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
     out = tmp_path / "o"
     code = main(["--scene", "synthetic", "--output", str(out), "--model", "nope"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
+from zim.commands.auto_names import OVERLAY, SHEET, is_result
 from zim.commands.outputs import Inputs, Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
 
@@ -84,7 +85,9 @@ def run(args: argparse.Namespace) -> Report:
         existing = target.existing()
         if existing is None or args.overwrite:
             try:
-                read.spare(target.overlay)
+                for path in (target.overlay, target.table):
+                    read.spare(path)
+                read.spare_folder(target.folder)
             except OutputError as error:
                 _fail(report, image, error)
                 continue
@@ -120,7 +123,8 @@ def _inputs(given: list[str], output: Path) -> list[tuple[str, Path]]:
         if name == "-" or not folder.is_dir():
             inputs.append((name, output))
             continue
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+        every = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+        found = [p for p in every if not is_result(p)]
         if not found:
             raise ImageError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
         inputs += [(str(p), output / folder.resolve().name) for p in found]
@@ -149,20 +153,20 @@ def _sheets(
     from zim.viz import contact_sheet
 
     for folder in sorted(changed):
-        overlays = [folder / f"{Result(i).stem}.overlay.png" for i, f in inputs if f == folder]
+        overlays = [folder / f"{Result(i).stem}{OVERLAY}" for i, f in inputs if f == folder]
         overlays = [path for path in overlays if path.is_file()]
         count = min(len(overlays), SHEET_ROWS * SHEET_COLUMNS)
         if not count:
             continue
         chosen = [overlays[k * len(overlays) // count] for k in range(count)]
-        cells = [(load_image(p).rgb, p.name.removesuffix(".overlay.png")) for p in chosen]
+        cells = [(load_image(p).rgb, p.name.removesuffix(OVERLAY)) for p in chosen]
         rows = [cells[k : k + SHEET_COLUMNS] for k in range(0, count, SHEET_COLUMNS)]
-        if folder / "sheet.jpg" in read:
-            sys.stderr.write(f"zim auto: {folder / 'sheet.jpg'} is an input, so it stays\n")
+        if folder / SHEET in read:
+            sys.stderr.write(f"zim auto: {folder / SHEET} is an input, so it stays\n")
             continue
-        save_rgb(folder / "sheet.jpg", contact_sheet(rows))
-        report.outputs[f"sheet_{folder.name}"] = str(folder / "sheet.jpg")
-        report.lines.append(str(folder / "sheet.jpg"))
+        save_rgb(folder / SHEET, contact_sheet(rows))
+        report.outputs[f"sheet_{folder.name}"] = str(folder / SHEET)
+        report.lines.append(str(folder / SHEET))
 
 
 def _generator(args: argparse.Namespace) -> ZimAutomaticMaskGenerator:

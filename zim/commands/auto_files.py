@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zim.commands.auto_names import OVERLAY, TABLE
 from zim.errors import OutputError
 from zim.images import atomic_write, encode_alpha, save_rgb
 from zim.object_map import ObjectMap
@@ -53,12 +54,12 @@ class Target:
     @property
     def table(self) -> Path:
         """What lists the objects."""
-        return self.output / f"{self.stem}.json" if self.rle else self.folder / "metadata.csv"
+        return self.output / f"{self.stem}.json" if self.rle else self.folder / TABLE
 
     @property
     def overlay(self) -> Path:
         """The picture of everything."""
-        return self.output / f"{self.stem}.overlay.png"
+        return self.output / f"{self.stem}{OVERLAY}"
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -142,8 +143,8 @@ def _move_in(target: Target, new: Path) -> None:
         for old in [*target.folder.glob("*.png"), *target.folder.glob("alpha/*.png")]:
             if re.fullmatch(r"\d+\.png", old.name):
                 old.unlink()
-        (target.folder / "metadata.csv").unlink(missing_ok=True)
-        for file in sorted((new / target.stem).rglob("*"), key=lambda f: f.name == "metadata.csv"):
+        (target.folder / TABLE).unlink(missing_ok=True)
+        for file in sorted((new / target.stem).rglob("*"), key=lambda f: f.name == TABLE):
             if file.is_file():
                 place = target.folder / file.relative_to(new / target.stem)
                 place.parent.mkdir(parents=True, exist_ok=True)

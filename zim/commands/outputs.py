@@ -6,6 +6,7 @@ Nothing is computed before it is known that the result can be written.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -49,11 +50,11 @@ def output_folder(output: str | None, default: str = ".") -> Path:
     if output == "-":
         raise UsageError("--output - : several files are written; give a folder")
     given = str(output or default)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111 (a home of nobody is a name as any)
     taken = path if path.exists() and not path.is_dir() else _file_above(path)
     if taken is not None:
         raise UsageError(f"--output {given}: {taken} is a file; give a folder")
-    named = given.endswith(("/", "\\")) or path.is_dir()
+    named = output is None or given.endswith(("/", "\\")) or path.is_dir()
     if not named and path.suffix.lower() in (*FILE_SUFFIXES, *_OTHER_PICTURES, *_OTHER_FILES):
         raise UsageError(
             f"--output {given} looks like a file, and several are written; give a folder, or end "
@@ -115,7 +116,9 @@ def plan_outputs(
     if background is not None and formats is not None and "composite" not in formats:
         raise UsageError("--background is for --format composite; add it or leave out --format")
     to_stdout = output == "-"
-    path = None if output is None or to_stdout else Path(output).expanduser()
+    path = None
+    if output is not None and not to_stdout:
+        path = Path(os.path.expanduser(output))  # noqa: PTH111
     suffix = ""
     if path is not None and not str(output).endswith(("/", "\\")) and not path.is_dir():
         suffix = path.suffix.lower()
@@ -132,11 +135,13 @@ def plan_outputs(
         else:
             formats = ["rgba", "alpha"] + ([] if background is None else ["composite"])
     chosen = tuple(dict.fromkeys(formats))
-    if single and len(results) * len(chosen) != 1:
+    if single and len(results) * len(chosen) > 1:
         raise UsageError(
             f"--output {output} is one file, and {len(results) * len(chosen)} results would be "
             "written; give a folder"
         )
+    if not results:  # nothing could be understood
+        return Plan(chosen, {})
     if to_stdout:
         return Plan(chosen, {results[0]: {}}, to_stdout=True)
     if is_file and path is not None:
@@ -164,10 +169,13 @@ class Inputs:
     def __init__(self, names: Iterable[str | None]) -> None:
         """Look at files; what is none (stdin, a colour's name, a missing picture) is left out."""
         self._known: set[tuple[int, int]] = set()
+        self._folders: set[Path] = set()
         for name in names:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 if name and name != "-":
-                    self._known.add(_identity(Path(name).expanduser()))
+                    path = Path(name).expanduser()
+                    self._known.add(_identity(path))
+                    self._folders.update(path.resolve().parents)
 
     def __contains__(self, path: Path) -> bool:
         """Tell whether a path is one of them, under whatever name."""
@@ -182,9 +190,16 @@ class Inputs:
             OutputError: it is.
         """
         if path in self:
-            raise OutputError(
-                f"{path} is an input and would be overwritten; choose another --output"
-            )
+            raise OutputError(f"{path} is an input and would be overwritten; change --output")
+
+    def spare_folder(self, path: Path) -> None:
+        """Refuse a folder of results that holds one of them, however deep.
+
+        Raises:
+            OutputError: it does.
+        """
+        if path.resolve() in self._folders:
+            raise OutputError(f"{path} holds an input and would be overwritten; change --output")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -219,10 +234,10 @@ def pending(
             raise OutputError(f"{path} is a folder; a file of that name was to be written")
         if above := _file_above(path):
             raise OutputError(f"{above} is a file; --output takes a folder or a picture's name")
-        if path.exists() and not overwrite:
-            if skip_existing:
-                continue
-            raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
+        if path.exists() and skip_existing and not overwrite:
+            continue
         inputs.spare(path)
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
         left[kind] = path
     return left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import secrets
 import socket
@@ -116,13 +117,21 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     with ExitStack() as stack:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+            several = len({family for family, *_ in found}) > 1
             listening: list[socket.socket] = []
             for family, kind, proto, _, address in dict.fromkeys(found):
                 taken = stack.enter_context(socket.socket(family, kind, proto))
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:  # or it would take the other kind of address, too
+                if family == socket.AF_INET6 and several:
+                    # or it would take the other kind of address, too
                     taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                taken.bind(address)
+                try:
+                    taken.bind(address)
+                except OSError as error:
+                    last = address == found[-1][4] and not listening
+                    if error.errno != errno.EADDRNOTAVAIL or last:
+                        raise
+                    continue  # a name of the hosts file for what this machine does not have
                 taken.listen()
                 listening.append(taken)
         except OSError as error:

@@ -84,7 +84,8 @@ def _expanded(images: Sequence[str]) -> list[str]:
 
 def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -> list[Job]:
     found: list[Job] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -94,7 +95,7 @@ def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -
             why = f"not JSON ({' '.join(str(error).split())})"
             found.append(Job(where, error=f"{where}: {why}"))
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
             why = 'expected {"image": FILE, "point": [[x, y]], ...}'
             found.append(Job(where, error=f"{where}: {why}"))
             continue
@@ -106,7 +107,7 @@ def _manifest(path: Path, words: str | None, text: str | None, removing: bool) -
 
 def _numbered(found: list[Job]) -> list[Job]:
     """Number the lines about one picture, whose results need names of their own."""
-    files = [os.path.normpath(job.image) for job in found]
+    files = [os.path.realpath(job.image) for job in found]
     lines, seen = Counter(files), Counter[str]()
     numbered: list[Job] = []
     for job, file in zip(found, files, strict=True):
@@ -124,7 +125,7 @@ def _job(
     removing: bool,
 ) -> Job:
     """Read one line; a line that asks for nonsense becomes a job that fails by itself."""
-    image = _beside(row["image"], folder)
+    image = str(row["image"])
     try:
         row = with_usual_names(row, where)
         unknown = sorted(set(row) - _KEYS)
@@ -133,16 +134,23 @@ def _job(
         for key in _WORDS:
             if not isinstance(row.get(key), str | None):
                 raise PromptError(f"{where}: {key} is {row[key]!r}; expected text")
+            if row.get(key) == "":
+                raise PromptError(f"{where}: {key} is empty; leave it out")
+        for name in (image, row.get("matte") or ""):
+            if name.startswith("~") and os.path.expanduser(name) == name:  # noqa: PTH111
+                raise PromptError(f"{where}: {name}: there is no such home")
         asked = {key: value for key, value in row.items() if key in _PROMPT and value is not None}
         prompt = read_entry(asked, where) if asked else ObjectPrompt()
+        if asked and prompt == ObjectPrompt():
+            raise PromptError(f"{where}: its prompt is empty; leave it out")
     except PromptError as error:
-        return Job(image, error=str(error))
+        return Job(_beside(image, folder), error=str(error))
     own = row.get("text")
     named = row.get("object") or (own if removing else None) or words
     matte = row.get("matte")
     spoken = named and prompt == ObjectPrompt()
     return Job(
-        image,
+        _beside(image, folder),
         () if matte or spoken else (prompt,),
         None if matte else named,
         _beside(matte, folder) if matte else None,

@@ -147,11 +147,15 @@ def _read_model(model: Path) -> tuple[dict[int, Lens], list[Pose], NDArray[np.fl
         with points.open("rb") as file:
             return lenses, poses, np.array(list(_binary_points(file))).reshape(-1, 3)
     lenses = {}
-    for row in _rows(cameras):
+    for row in filter(str.strip, _rows(cameras)):
         number, name, width, height, *rest = _long_enough(row.split(), 5, cameras)
         lenses[int(number)] = Lens(name, int(width), int(height), tuple(map(float, rest)))
     poses = []
-    for row in _rows(images)[::2]:  # every second line lists the picture's features
+    rows = _rows(images)
+    for row in rows[1::2]:
+        if len(words := row.split()) == 10 and not words[9].replace("-", "").isdecimal():
+            raise ConfigError(f"{images.name}: two pictures without a line of features between")
+    for row in filter(str.strip, rows[::2]):  # every second line lists the picture's features
         words = _long_enough(row.split(maxsplit=9), 10, images)
         values = tuple(map(float, words[1:8]))
         poses.append(Pose(words[9].strip(), int(words[8]), values[:4], values[4:]))

@@ -16,7 +16,7 @@ from zim.commands.outputs import output_folder
 from zim.errors import ZimError, reason
 from zim.metrics import mse
 from zim.output import atomic_write, save_alpha, save_rgb
-from zim.prompt_json import ObjectPrompt, read_entry
+from zim.prompt_json import ObjectPrompt, read_entry, read_json
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -99,19 +99,16 @@ class Run:
         args = self.args
         first = scene.train[0]
         if args.prompts:
-            return read_prompt(Path(args.prompts), scene)
+            prompt = read_prompt(Path(args.prompts).expanduser(), scene)
+            _check_inside(scene, prompt)
+            return prompt
         view = scene.find(args.view) if args.view is not None else first
         if args.points or args.box:
             points = tuple((x, y) for x, y, _ in args.points or ())
             labels = tuple(label for _, _, label in args.points or ())
-            camera = scene.views[view].camera
-            Prompt.create(  # refuses what lies outside the view
-                (camera.height, camera.width),
-                points=points or None,
-                labels=labels or None,
-                box=args.box,
-            )
-            return ScenePrompt(view, points, labels, args.box)
+            prompt = ScenePrompt(view, points, labels, args.box)
+            _check_inside(scene, prompt)
+            return prompt
         if args.object and args.object in scene.objects:
             if args.view is None:  # where most of it is seen
                 areas = [float(scene.views[i].matte(args.object).sum()) for i in scene.train]
@@ -291,6 +288,17 @@ def middle_of(matte: np.ndarray) -> tuple[float, float]:
     return float(col), float(row)
 
 
+def _check_inside(scene: Scene, prompt: ScenePrompt) -> None:
+    """Refuse what lies outside the view; raises PromptError."""
+    camera = scene.views[prompt.view].camera
+    Prompt.create(
+        (camera.height, camera.width),
+        points=prompt.points or None,
+        labels=prompt.labels or None,
+        box=prompt.box,
+    )
+
+
 def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
     """Read ``{"view": name, "point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}``.
 
@@ -298,15 +306,18 @@ def read_prompt(path: Path, scene: Scene) -> ScenePrompt:
         ZimError: it cannot be understood.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = read_json(path)
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
         entry = dict(data)
         name = entry.pop("view", None)
+        name = f"{name:g}" if isinstance(name, float) else name
         view = scene.train[0] if name is None else scene.find(str(name))
         asked = read_entry(entry, "its prompt") if entry else ObjectPrompt()
         if not asked.points and asked.box is None:
             raise ValueError("neither point nor bbox")
+        if asked.mask or asked.scribble:
+            raise ValueError("mask and scribble are not taken here")
     except (OSError, ValueError) as error:
         raise ZimError(
             f'{path}: {reason(error)}; expected {{"view": name, "point": [[x, y, label], ...], '
