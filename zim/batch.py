@@ -374,7 +374,7 @@ def prepare(output: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     path = output / RECIPE
     data = (json.dumps(asdict(recipe), indent=1) + "\n").encode()
     if path.is_file():
-        begun = any((output / SHARDS).glob("0*.json")) or len(list(output.iterdir())) > 1
+        begun = any((output / SHARDS).glob("[0-9]*.json")) or len(list(output.iterdir())) > 1
         if path.read_bytes() != data and begun and not overwrite:
             raise OutputError(
                 f"{output} holds results of other settings; use another --output or --overwrite"

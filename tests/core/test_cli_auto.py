@@ -14,6 +14,7 @@ from PIL import Image
 
 import zim
 from zim.cli import main
+from zim.commands.auto_names import is_result
 from zim.object_map import ObjectMap, object_map
 from zim.rle import decode_rle
 from zim.testing import picture, tiny_model
@@ -304,3 +305,12 @@ def test_what_is_read_is_neither_replaced_nor_removed(
     found = Run(capsys, model, photo, own[2], "-o", tmp_path, "--overwrite")
     assert "photo.overlay.png is an input" in found.err
     assert [path.read_bytes() for path in own] == before
+
+
+def test_numbered_pictures_are_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.png", "metadata.csv", "alpha/2.png", "set/3.png", "set/metadata.csv"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    every = [path for path in Path().rglob("*.png") if not is_result(path)]
+    assert sorted(path.name for path in every) == ["1.png", "2.png", "3.png"]

@@ -12,13 +12,17 @@ TABLE = "metadata.csv"
 
 
 def is_result(path: Path) -> bool:
-    """Tell whether an earlier run wrote a picture, which a folder's next run passes over."""
+    """Tell whether an earlier run wrote a picture, which a folder's next run passes over.
+
+    Every result has its overlay beside its folder; names alone say too little, since many people
+    number their pictures, and keep a ``metadata.csv`` with them.
+    """
+    folder = path.resolve().parent
     if path.name == SHEET:
-        return any(path.parent.glob(f"*{OVERLAY}"))
+        return any(folder.glob(f"*{OVERLAY}"))
     if path.name.endswith(OVERLAY):
-        folder = path.with_name(path.name.removesuffix(OVERLAY))
-        return (folder / TABLE).is_file() or folder.with_name(f"{folder.name}.json").is_file()
+        return (folder / path.name.removesuffix(OVERLAY) / "alpha").is_dir()
     if not re.fullmatch(r"\d+\.png", path.name):
         return False
-    folder = path.parent.parent if path.parent.name == "alpha" else path.parent
-    return (folder / TABLE).is_file() or folder.with_name(folder.name + OVERLAY).is_file()
+    folder = folder.parent if folder.name == "alpha" else folder
+    return (folder.parent / f"{folder.name}{OVERLAY}").is_file()
