@@ -34,10 +34,10 @@ from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
 from zim.prompts import POSITIVE, Prompt, whole_frame
-from zim.second_opinion import Kept, second_opinion
+from zim.second_opinion import Kept, doubts, second_opinion
 from zim.sureness import sharpened
 from zim.upsample import guided_upsample
-from zim.views import View, decode_views, encode_views
+from zim.views import View, cues_of, decode_views, encode_views
 
 #: crops that are encoded and decoded at a time, by all threads together
 CROPS = 12
@@ -359,25 +359,29 @@ class ZimPredictor:
         # GrabCut helps little in finding what a lone click means, and takes an eighth of the time.
         quick = [self.model.config.quick_click and prompt.single_click for _, prompt in asked]
 
-        def of(rows: list[int]) -> tuple[list[int], list[Prompt], list[bool]]:
-            return (
-                [asked[i][0] for i in rows],
-                [asked[i][1] for i in rows],
-                [quick[i] for i in rows],
-            )
+        cues: dict[int, np.ndarray] = {}  # of doubtful answers, for the second opinion
+
+        def of(rows: list[int]) -> tuple[list[int], list[Prompt]]:
+            return [asked[i][0] for i in rows], [asked[i][1] for i in rows]
 
         def look(rows: list[int]) -> None:
-            where, asking, fast = of(rows)
+            where, asking = of(rows)
+            fast = [quick[i] for i in rows]
+            planes = cues_of(self._views, where, asking, self.model.config, fast)
             assert self.features is not None
             low[rows], iou[rows] = decode_views(
-                self.model, self.features, self._views, where, asking, tokens, fast
+                self.model, self.features, self._views, where, asking, tokens, planes
             )
+            if planes is not None:
+                for j in torch.nonzero(doubts(self.model.config, iou[rows])).flatten().tolist():
+                    cues[rows[j]] = planes[j].copy()
 
         def show(rows: list[int]) -> None:
-            where, asking, fast = of(rows)
+            where, asking = of(rows)
+            known = [cues.pop(i, None) for i in rows]
             first = low[rows], iou[rows]
             low[rows], iou[rows] = second_opinion(
-                self.model, self._views, where, asking, tokens, *first, self._mirrored, fast
+                self.model, self._views, where, asking, tokens, *first, self._mirrored, known
             )
             for i in rows:
                 k = asked[i][0]
@@ -444,9 +448,13 @@ class ZimPredictor:
             prompts.append(move_into(prompt, window, self._views[k].frame, view.frame))
         each_its_own = range(len(views))
         features = encode_views(self.model, views)
-        parts, quality = decode_views(self.model, features, views, each_its_own, prompts, tokens)
+        cues = cues_of(views, each_its_own, prompts, self.model.config)
+        parts, quality = decode_views(
+            self.model, features, views, each_its_own, prompts, tokens, cues
+        )
+        known = None if cues is None else list(cues)
         parts, iou[rows] = second_opinion(
-            self.model, views, each_its_own, prompts, tokens, parts, quality
+            self.model, views, each_its_own, prompts, tokens, parts, quality, cues=known
         )
 
         def fill(row: int) -> None:

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from zim.config import ZimConfig
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.prompts import Prompt
 from zim.views import View, decode_views, encode_views
@@ -36,7 +38,7 @@ def second_opinion(
     low: Tensor,
     iou: Tensor,
     kept: Kept | None = None,
-    quick: Sequence[bool] | None = None,
+    cues: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Temper doubtful single answers with those to the mirrored views.
 
@@ -49,16 +51,15 @@ def second_opinion(
         low: float32 B x C x S/2 x S/2 logits, from :func:`zim.views.decode_views`.
         iou: float32 B x C predicted quality.
         kept: remembers the mirrored view of a picture that is asked by itself.
-        quick: as the answers were decoded.
+        cues: what :func:`zim.views.cues_of` said about the doubtful prompts, planes x S/2 x S/2
+            each (the others may be None); in a mirror it serves the second opinion. Computed anew
+            where none are given.
 
     Returns:
         Both, with rows below ``ZimConfig.mirror_below`` replaced: alphas and qualities are means.
         Alternatives (C > 1) are returned as they are: they are there to differ.
     """
-    limit = model.config.mirror_below
-    if not limit or low.shape[1] != 1:
-        return low, iou
-    doubt = ((limit - iou[:, 0]) / FADE).clamp(0, 1).nan_to_num(0).cpu()
+    doubt = doubts(model.config, iou)
     rows = torch.nonzero(doubt).flatten().tolist()
     if not rows:
         return low, iou
@@ -71,7 +72,7 @@ def second_opinion(
         [asked.index(where[i]) for i in rows],
         [mirrored_prompt(prompts[i], views[where[i]]) for i in rows],
         tokens,
-        quick=None if quick is None else [quick[i] for i in rows],
+        cues=_turned_cues(cues, rows, [views[where[i]] for i in rows]),
     )
     low, iou = low.clone(), iou.clone()
     for logits, score, i in zip(second, quality, rows, strict=True):
@@ -80,6 +81,37 @@ def second_opinion(
         low[i] = torch.logit(torch.lerp(low[i].sigmoid(), back.sigmoid(), weight), 1e-6)
         iou[i] = torch.lerp(iou[i], score, weight)
     return low, iou
+
+
+def doubts(config: ZimConfig, iou: Tensor) -> Tensor:
+    """Return how much a second opinion about each answer counts.
+
+    Args:
+        config: of the network.
+        iou: B x C predicted quality.
+
+    Returns:
+        float32 B on the CPU, from 0 (it is not asked) to 1 (it counts as much as the first).
+    """
+    limit = config.mirror_below
+    if not limit or iou.shape[1] != 1:
+        return torch.zeros(len(iou))
+    return ((limit - iou[:, 0]) / FADE).clamp(0, 1).nan_to_num(0).float().cpu()
+
+
+def _turned_cues(
+    cues: Sequence[NDArray[np.float32] | None] | None, rows: list[int], views: list[View]
+) -> NDArray[np.float32] | None:
+    """Mirror cue planes; GrabCut, which makes two of them, takes a while, and in a mirror too."""
+    if cues is None:
+        return None
+    turned = []
+    for i, view in zip(rows, views, strict=True):
+        plane = cues[i]
+        if plane is None:
+            return None
+        turned.append(mirrored_logits(torch.from_numpy(plane), view.frame.scaled[1]).numpy())
+    return np.stack(turned)
 
 
 def _mirrored(
@@ -113,10 +145,11 @@ def mirrored_prompt(prompt: Prompt, view: View) -> Prompt:
 
 
 def mirrored_logits(logits: Tensor, width: int) -> Tensor:
-    """Mirror low-res logits of a view; what lies beyond it is as good as any value, and stays.
+    """Mirror low-res maps of a view; what lies beyond it is as good as any value, and stays.
 
     Args:
-        logits: ``c m m`` at stride 2, of which the first ``width / 2`` columns are the view.
+        logits: ``c m m`` at stride 2, logits or cues, of which the first ``width / 2`` columns are
+            the view.
         width: of the view in the frame, in pixels; where it is odd, columns come to lie half way
             between columns, and are interpolated.
 

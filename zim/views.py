@@ -67,6 +67,56 @@ def encode_views(model: ZimNetwork, views: Sequence[View]) -> ImageFeatures:
     )
 
 
+def cues_of(
+    views: Sequence[View],
+    where: Sequence[int],
+    prompts: Sequence[Prompt],
+    config: ZimConfig,
+    quick: Sequence[bool] | None = None,
+) -> NDArray[np.float32] | None:
+    """Compute the cue planes of prompts, views side by side on the processors.
+
+    Args:
+        views: pictures in the model's frame.
+        where: which view each prompt belongs to.
+        prompts: in the pixels of their views.
+        config: of the network.
+        quick: prompts whose cues go without GrabCut (:func:`zim.cues.compute_cues`); none.
+
+    Returns:
+        float32 B x planes x S/2 x S/2, or None for a network without cues.
+    """
+    from zim.cues import compute_cues
+
+    side, planes = config.image_size, config.cue_planes
+    if not planes:
+        return None
+    frames = [views[k].frame for k in where]
+    points, labels = pad_prompts(prompts, frames)
+    given = np.array([prompt.has_mask for prompt in prompts])
+    masks = mask_logits(prompts, frames) if given.any() else None
+    without = np.zeros(len(where), bool) if quick is None else np.asarray(quick, bool)
+    keys = np.stack([np.asarray(where), given, without], 1)
+    groups = [
+        (int(k), bool(has), not fast, np.flatnonzero((keys == (k, has, fast)).all(1)))
+        for k, has, fast in np.unique(keys, axis=0)
+    ]
+
+    def of_view(group: tuple[int, bool, bool, np.ndarray]) -> np.ndarray:
+        k, has, grabcut, rows = group
+        mask = masks[rows] if has and masks is not None else None
+        return compute_cues(
+            views[k].picture, points[rows], labels[rows], side, mask, planes, grabcut
+        )
+
+    if len(groups) == 1:
+        return of_view(groups[0])
+    cues = np.empty((len(where), planes, side // 2, side // 2), np.float32)
+    for (*_, rows), found in zip(groups, each(of_view, groups), strict=True):
+        cues[rows] = found
+    return cues
+
+
 def decode_views(
     model: ZimNetwork,
     features: ImageFeatures,
@@ -74,7 +124,7 @@ def decode_views(
     where: Sequence[int],
     prompts: Sequence[Prompt],
     tokens: slice,
-    quick: Sequence[bool] | None = None,
+    cues: NDArray[np.float32] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode prompts, each in its view.
 
@@ -85,7 +135,7 @@ def decode_views(
         where: which view each prompt belongs to.
         prompts: in the pixels of their views.
         tokens: mask tokens to decode.
-        quick: prompts whose cues go without GrabCut (:func:`zim.cues.compute_cues`); none.
+        cues: from :func:`cues_of`, which is asked where the network wants some and None are given.
 
     Returns:
         Low-res logits B x C x S/2 x S/2 and quality B x C, on the model's device.
@@ -96,10 +146,8 @@ def decode_views(
     given = np.array([prompt.has_mask for prompt in prompts])
     masks = mask_logits(prompts, frames) if given.any() else None
     mixed = None if masks is None or given.all() else torch.from_numpy(given).to(device)
-    cues = None
-    if config.cue_planes:
-        without = np.zeros(len(where), bool) if quick is None else np.asarray(quick, bool)
-        cues = _cues(views, where, points, labels, masks, given, without, config)
+    if cues is None:
+        cues = cues_of(views, where, prompts, config)
 
     def rows_of(array: np.ndarray | None, rows: np.ndarray) -> Tensor | None:
         if array is None:
@@ -141,38 +189,3 @@ def decode_views(
     if low is None or iou is None:
         raise PromptError("the list of prompts is empty; give at least one")
     return low, iou
-
-
-def _cues(
-    views: Sequence[View],
-    where: Sequence[int],
-    points: np.ndarray,
-    labels: np.ndarray,
-    masks: np.ndarray | None,
-    given: np.ndarray,
-    quick: np.ndarray,
-    config: ZimConfig,
-) -> np.ndarray:
-    """Compute the cue planes of all prompts, views side by side on the processors."""
-    from zim.cues import compute_cues
-
-    side, planes = config.image_size, config.cue_planes
-    keys = np.stack([np.asarray(where), given, quick], 1)
-    groups = [
-        (int(k), bool(has), not fast, np.flatnonzero((keys == (k, has, fast)).all(1)))
-        for k, has, fast in np.unique(keys, axis=0)
-    ]
-
-    def of_view(group: tuple[int, bool, bool, np.ndarray]) -> np.ndarray:
-        k, has, grabcut, rows = group
-        mask = masks[rows] if has and masks is not None else None
-        return compute_cues(
-            views[k].picture, points[rows], labels[rows], side, mask, planes, grabcut
-        )
-
-    if len(groups) == 1:
-        return of_view(groups[0])
-    cues = np.empty((len(where), planes, side // 2, side // 2), np.float32)
-    for (*_, rows), found in zip(groups, each(of_view, groups), strict=True):
-        cues[rows] = found
-    return cues

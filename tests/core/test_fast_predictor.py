@@ -135,16 +135,24 @@ def test_a_look_at_the_whole_picture_is_not_repeated(
     predictor.set_image(picture(48, 64))
     monkeypatch.setattr("zim.predictor.Window.around", lambda *_: None)  # as for large objects
     looks: list[tuple[int, bool]] = []
-    original = zim.predictor.decode_views  # pyright: ignore[reportAttributeAccessIssue]
+    decoded: list[int] = []
+    decode = zim.predictor.decode_views  # pyright: ignore[reportAttributeAccessIssue]
+    describe = zim.predictor.cues_of  # pyright: ignore[reportAttributeAccessIssue]
+
+    def spy_on_cues(*args: Any) -> Any:
+        quick = args[4]
+        looks.append((len(quick), any(quick)))
+        return describe(*args)
 
     def spy(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        quick = args[6]
-        looks.append((len(quick), any(quick)))
-        return original(*args)
+        decoded.append(len(args[3]))
+        return decode(*args)
 
+    monkeypatch.setattr("zim.predictor.cues_of", spy_on_cues)
     monkeypatch.setattr("zim.predictor.decode_views", spy)
     mattes, quality, low = predictor.predict_batch([prompt])
     assert looks == expected
+    assert decoded == [1]
     assert np.isfinite(mattes).all()
     enlarged = zim.predictor.enlarge_low_res(  # pyright: ignore[reportAttributeAccessIssue]
         torch.from_numpy(low), predictor.frame, predictor.image, predictor.model.config.edges

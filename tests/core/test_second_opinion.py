@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import zim
+import zim.cues
 from zim.geometry import Frame
 from zim.prompts import Prompt
 from zim.second_opinion import FADE, mirrored_logits, mirrored_prompt, second_opinion
 from zim.testing import TINY_NANO, picture, tiny_model
-from zim.views import View, decode_views, encode_views
+from zim.views import View, cues_of, decode_views, encode_views
 
 WIDTH, HEIGHT = 96, 72
 
@@ -58,8 +59,28 @@ def turned(prompt: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def spy_on_cues(monkeypatch: pytest.MonkeyPatch, grabcut: bool = True) -> list[int]:
+    """Note how many prompts cues are computed for, and leave GrabCut out where it says so."""
+    original, asked = zim.cues.compute_cues, []
+
+    def spy(image: Any, points: Any, *rest: Any) -> Any:
+        asked.append(len(points))
+        return original(image, points, *rest[:-1], grabcut and rest[-1])
+
+    monkeypatch.setattr("zim.cues.compute_cues", spy)
+    return asked
+
+
 @pytest.mark.parametrize("kind", prompts())
-def test_the_mean_of_both_opinions_does_not_know_left_from_right(kind: str) -> None:
+def test_the_mean_of_both_opinions_does_not_know_left_from_right(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_cues(*args: Any, **named: Any) -> Any:
+        return second_opinion(*args[:8], **{**named, "cues": None})
+
+    # cues that are turned with the view know left from right: where GrabCut began, and to which
+    # side a view of odd width was filled up
+    monkeypatch.setattr("zim.predictor.second_opinion", without_cues)
     rgb, prompt = picture(HEIGHT, WIDTH), prompts()[kind]
     apart = []
     for below in (100.0, 0.0):
@@ -73,6 +94,41 @@ def test_the_mean_of_both_opinions_does_not_know_left_from_right(kind: str) -> N
     # cues come from OpenCV, whose GrabCut starts at random and not in a mirror
     assert asked_twice < 0.01
     assert asked_once > 3 * asked_twice
+
+
+@pytest.mark.parametrize("kind", prompts())
+def test_the_second_opinion_has_the_cues_of_the_first(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, counts = spy_on_cues(monkeypatch), []
+    for below in (0.0, 100.0):
+        one = predictor(below)
+        one.set_image(picture(HEIGHT, WIDTH))
+        asked.clear()
+        one.predict_batch([prompts()[kind]] * 2)
+        counts.append(sum(asked))
+    assert counts[1] == counts[0] >= 2
+
+
+def test_cues_given_are_those_of_the_mirrored_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    spy_on_cues(monkeypatch, grabcut=False)
+    model = predictor(100.0).model
+    # clicks: the plane of a box is filled up to one side, as that of a view of odd width
+    view = View.of(picture(64, 58), 64)
+    prompt = Prompt.create((64, 58), points=[[10, 12], [41, 50]], labels=[1, 0])
+    where, asked = [0], [prompt]
+    with torch.inference_mode():
+        cues = cues_of([view], where, asked, model.config)
+        assert cues is not None
+        features = encode_views(model, [view])
+        first = decode_views(model, features, [view], where, asked, slice(0, 1), cues)
+        opinions = [
+            second_opinion(model, [view], where, asked, slice(0, 1), *first, cues=given)
+            for given in (list(cues), None, [None])
+        ]
+    for other in opinions[1:]:
+        for a, b in zip(opinions[0], other, strict=True):
+            torch.testing.assert_close(a.sigmoid(), b.sigmoid(), rtol=0, atol=1e-4)
 
 
 def test_alternatives_stay() -> None:
