@@ -250,7 +250,7 @@ class ZimAutomaticMaskGenerator:
         assert candidate.logits is not None
         config = self.predictor.model.config
         logits = candidate.logits[None]
-        quality = torch.tensor([candidate.iou], device=logits.device)
+        quality = logits.new_tensor([candidate.iou])
         recipe = Recipe(
             logits=sharpened(logits, quality, config.sharpen)[None],
             rgb=rgb,

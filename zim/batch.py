@@ -104,6 +104,11 @@ class Row:
         count = len(self.objects)
         return [self.name] if count < 2 else [f"{self.name}.{k}" for k in range(1, count + 1)]
 
+    def reads(self) -> list[str]:
+        """Return the files that are read for it: the picture, masks and scribbles."""
+        named = [one.get(kind) for one in self.objects for kind in _FILES]
+        return [self.image, *(name for name in named if isinstance(name, str))]
+
 
 def read_rows(source: Path) -> list[Row]:
     """List a folder's pictures (with those in subfolders), or read a manifest.
@@ -112,10 +117,10 @@ def read_rows(source: Path) -> list[Row]:
     ``bbox``, ``scribble`` (strokes, or a file), ``mask`` (a file) or ``text``, or several of these
     in ``objects``. Paths are relative to the manifest. A line that cannot be used, or would write
     the files of an earlier one, becomes a row with an error. In a folder, pictures that differ in
-    nothing but their suffix keep it in their name.
+    nothing but their suffix keep it in their name, and folders of earlier results are left out.
 
     Raises:
-        ImageError: nothing is there, or a single picture.
+        ImageError: nothing is there, a single picture, or a folder of results.
     """
     if source.suffix.lower() in _SUFFIXES and source.is_file():
         raise ImageError(
@@ -124,7 +129,17 @@ def read_rows(source: Path) -> list[Row]:
     if source.is_dir():
         # macOS puts a companion "._x.png" beside every "x.png" it copies
         found = (p for p in source.rglob("*") if not p.name.startswith("."))
-        files = sorted(p for p in found if p.suffix.lower() in _SUFFIXES)
+        results = tuple(p.parents[1] for p in source.rglob(RECIPE))
+        if source in results:
+            raise ImageError(
+                f"{source} holds mattes of zim batch, which would be taken for pictures; give "
+                "--output a folder of its own"
+            )
+        files = sorted(
+            p
+            for p in found
+            if p.suffix.lower() in _SUFFIXES and not any(r in p.parents for r in results)
+        )
         count = Counter(p.with_suffix("") for p in files)
         rows = [
             Row((p if count[q] > 1 else q).relative_to(source).as_posix(), str(p))

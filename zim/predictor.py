@@ -8,7 +8,9 @@ means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -126,7 +128,8 @@ class ZimPredictor:
         self._keep(pictures, [View.of(rgb, self.model.config.image_size) for rgb in pictures])
 
     def _keep(self, pictures: list[np.ndarray], views: list[View]) -> None:
-        self.features = encode_views(self.model, views)
+        with _as_loaded(self.model):
+            self.features = encode_views(self.model, views)
         self._pictures, self._views = pictures, views
         if len(pictures) == 1:
             self.image, self.frame = pictures[0], views[0].frame
@@ -162,7 +165,7 @@ class ZimPredictor:
 
         It is on the model's device and in its type, which may be bfloat16 (``dtype="auto"``).
         """
-        return self._ready()[2].embedding
+        return self._ready()[2].embedding.clone()  # not bound to inference mode, as its source is
 
     def predict(
         self,
@@ -259,7 +262,6 @@ class ZimPredictor:
         results = self._answer(checked, multimask_output, return_logits)
         return results if several else results[0]
 
-    @torch.inference_mode()
     def predict_torch(
         self,
         point_coords: Tensor | None,
@@ -297,7 +299,6 @@ class ZimPredictor:
         (result,) = self._decode([prompts], tokens, return_logits, self.device)
         return result
 
-    @torch.inference_mode()
     def _answer(self, prompts: list[list[Prompt]], multimask: bool, logits: bool) -> list[Arrays]:
         results = self._decode(prompts, _tokens(multimask), logits, torch.device("cpu"))
         return [(a.numpy(), b.cpu().numpy(), c.cpu().numpy()) for a, b, c in results]
@@ -331,12 +332,39 @@ class ZimPredictor:
             for prompt in some
         ]
         count = len(range(self.model.config.decoder.mask_tokens)[tokens])
-        blank = OUTSIDE if logits else torch.tensor(OUTSIDE).sigmoid().item()
+        side = self.model.config.image_size // 2
         full = [
             _room((len(some), count, *view.frame.original), device)
             for view, some in zip(self._views, prompts, strict=True)
         ]
-        mattes = [row for some in full for row in some]
+        low = _room((len(asked), count, side, side), self.device)
+        iou = _room((len(asked), count), self.device)
+        # what is made in here cannot be used with gradients or written to; the results can
+        with torch.inference_mode(), _as_loaded(self.model):
+            self._fill(asked, tokens, logits, [row for some in full for row in some], low, iou)
+        sizes = [len(some) for some in prompts]
+        return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
+
+    def _fill(
+        self,
+        asked: list[tuple[int, Prompt]],
+        tokens: slice,
+        logits: bool,
+        mattes: list[Tensor],
+        low: Tensor,
+        iou: Tensor,
+    ) -> None:
+        """Decode prompts, each with the number of its picture, into rows that are there.
+
+        Args:
+            asked: picture and prompt.
+            tokens: mask tokens to decode.
+            logits: mattes are logits.
+            mattes: ``c H W`` each.
+            low: ``b c S/2 S/2``.
+            iou: ``b c``.
+        """
+        blank = OUTSIDE if logits else 1 / (1 + math.exp(-OUTSIDE))
 
         def place(
             i: int, low: Tensor, frame: Frame, rgb: np.ndarray, window: Window | None
@@ -352,10 +380,6 @@ class ZimPredictor:
                 mattes[i][:, window.y0 : window.y1, window.x0 : window.x1] = matte
 
         framing = self.model.config.framing
-        side = self.model.config.image_size // 2
-        low = torch.empty(len(asked), count, side, side, device=self.device)
-        iou = low.new_empty(len(asked), count)
-
         # GrabCut helps little in finding what a lone click means, and takes an eighth of the time.
         quick = [self.model.config.quick_click and prompt.single_click for _, prompt in asked]
 
@@ -400,8 +424,6 @@ class ZimPredictor:
         self._in_parts(show, whole)
         cropped = [i for i, window in enumerate(windows) if window is not None]
         self._in_parts(look_closer, cropped, CROPS)
-        sizes = [len(some) for some in prompts]
-        return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
 
     def _in_parts(
         self, work: Callable[[list[int]], None], rows: list[int], most: int | None = None
@@ -486,6 +508,17 @@ class ZimPredictor:
         return Window.around(region, frame.original, self.model.config.framing, most)
 
 
+@contextlib.contextmanager
+def _as_loaded(model: ZimNetwork) -> Iterator[None]:
+    """Compute in evaluation mode, and a model in half precision without the caller's autocast."""
+    if model.training:
+        model.eval()
+    kind = model.device.type
+    mixed = model.dtype != torch.float32 and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
+        yield
+
+
 def _read(image: Any, image_format: str) -> np.ndarray:
     if image_format not in ("RGB", "BGR"):
         raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
@@ -497,7 +530,7 @@ def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return an uninitialised float32 tensor."""
     if device.type == "cpu":  # numpy asks Linux for large pages, which are there much sooner
         return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)
+    return torch.empty(shape, device=device, dtype=torch.float32)
 
 
 def _or_everything(prompt: Prompt, frame: Frame) -> Prompt:

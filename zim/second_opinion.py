@@ -95,7 +95,7 @@ def doubts(config: ZimConfig, iou: Tensor) -> Tensor:
     """
     limit = config.mirror_below
     if not limit or iou.shape[1] != 1:
-        return torch.zeros(len(iou))
+        return torch.zeros(len(iou), dtype=torch.float32)
     return ((limit - iou[:, 0]) / FADE).clamp(0, 1).nan_to_num(0).float().cpu()
 
 

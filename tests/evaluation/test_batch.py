@@ -214,8 +214,36 @@ def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, model,
     assert main(batch(folder, tmp_path / "out", model, "--bits", "16")) == 0  # now its settings
     assert main(batch(folder, tmp_path / "out", model)) == 1
     capsys.readouterr()
-    assert main(batch(folder, folder, model)) == 1
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").touch()
+    assert main(batch(folder, tmp_path / "full", model)) == 1
     assert "not empty" in capsys.readouterr().err
+
+
+def test_mattes_are_no_pictures_of_the_next_run(folder, tmp_path, model, capsys):
+    inside = folder / "mattes"
+    for _ in range(2):
+        assert main(batch(folder, inside, model)) == 0
+        assert len(list(inside.rglob("*.png"))) == 6
+    before = files(folder)
+    for args in ((inside, tmp_path / "out"), (folder, folder), (folder, folder, "--overwrite")):
+        capsys.readouterr()
+        assert main(batch(args[0], args[1], model, *args[2:])) != 0
+        said = capsys.readouterr().err.strip()
+        assert len(said.splitlines()) == 1
+        assert "taken for pictures" in said
+    assert files(folder) == before
+
+
+def test_inputs_are_not_written_over(folder, model, capsys):
+    (folder / "p00.png").rename(folder / "x.alpha.png")
+    lines = [{"image": "x.alpha.png", "name": "other"}, {"image": "p02.png", "name": "x"}]
+    manifest = folder / "list.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = files(folder)
+    assert main(batch(manifest, folder, model, "--overwrite")) != 0
+    assert "x.alpha.png is an input and would be overwritten" in capsys.readouterr().err
+    assert files(folder) == before
 
 
 def test_a_picture_for_a_list_and_a_file_for_a_folder_are_one_line(tmp_path, capsys):

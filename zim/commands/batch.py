@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
-from zim.commands.outputs import FORMATS, output_folder
+from zim.commands.outputs import FORMATS, Inputs, output_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,13 @@ def run(args: argparse.Namespace) -> Report:
         apply_runtime(args)
         from zim import batch
 
-        rows = batch.read_rows(Path(args.source).expanduser())
+        source = Path(args.source).expanduser()
+        if source.is_dir() and output.resolve() == source.resolve():
+            raise UsageError(
+                f"--output {args.output} is the folder of the pictures, where mattes would be "
+                "taken for pictures the next time; give another, or one inside it"
+            )
+        rows = batch.read_rows(source)
         recipe = batch.Recipe(
             model=args.model,
             weights=batch.weights_hash(args.model),
@@ -79,6 +85,10 @@ def run(args: argparse.Namespace) -> Report:
             raise UsageError(
                 f"--overwrite: several ranks would delete each other's work; remove {output} first"
             )
+        inputs = Inputs(name for row in rows for name in row.reads())
+        for stem in (stem for row in rows for stem in row.stems()):
+            for kind in recipe.formats:
+                inputs.spare(output / f"{stem}.{kind}.png")
         batch.prepare(output, recipe, overwrite=args.overwrite)
     with timed(report.seconds, "matte"), progress_on_stderr():
         done = batch.run(

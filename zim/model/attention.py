@@ -37,8 +37,8 @@ def relative_positions(table: Tensor, queries: int, keys: int) -> Tensor:
     if table.shape[0] != length:
         resized = F.interpolate(table.float().T[None], size=length, mode="linear")
         table = resized[0].T.to(table.dtype)
-    at = torch.arange(queries, device=table.device)[:, None] * max(keys / queries, 1.0)
-    to = torch.arange(keys, device=table.device)[None] * max(queries / keys, 1.0)
+    at, to = (torch.arange(n, device=table.device, dtype=torch.float32) for n in (queries, keys))
+    at, to = at[:, None] * max(keys / queries, 1.0), to[None] * max(queries / keys, 1.0)
     offset = (at - to) + (keys - 1) * max(queries / keys, 1.0)
     return table[offset.long()]
 

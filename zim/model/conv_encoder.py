@@ -75,9 +75,12 @@ class GlobalBlock(nn.Module):
 def grid_positions(h: int, w: int, dim: int, device: torch.device) -> Tensor:
     """Return fixed 2-D sinusoidal positions, ``1 (h w) dim``, relative to the frame's size."""
     quarter = dim // 4
-    frequency = math.pi * 2.0 ** (torch.arange(quarter, device=device) * 6 / quarter)
-    y = (torch.arange(h, device=device) + 0.5)[:, None] / h * frequency
-    x = (torch.arange(w, device=device) + 0.5)[:, None] / w * frequency
+    cells, rows, columns = (
+        torch.arange(n, device=device, dtype=torch.float32) for n in (quarter, h, w)
+    )
+    frequency = math.pi * 2.0 ** (cells * 6 / quarter)
+    y = (rows + 0.5)[:, None] / h * frequency
+    x = (columns + 0.5)[:, None] / w * frequency
     rows = torch.cat([y.sin(), y.cos()], -1)[:, None].expand(h, w, -1)
     columns = torch.cat([x.sin(), x.cos()], -1)[None].expand(h, w, -1)
     return 0.5 * torch.cat([rows, columns], -1).reshape(1, h * w, 4 * quarter)

@@ -93,11 +93,16 @@ def cached(
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not tracked(sources):
         return make()
+
+    def exactly() -> Value:  # kept for callers without autocast, too
+        with torch.autocast(sources[0].device.type, enabled=False):
+            return make()
+
     key = made_for, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
     store: _Kept = module.__dict__.setdefault(_ATTRIBUTE, _Kept())
     kept = store.get(name)
     if kept is None or kept[0] != key:
-        kept = store[name] = (key, make())
+        kept = store[name] = (key, exactly())
     return kept[1]
 
 
@@ -235,11 +240,13 @@ def twice_kernels(weight: Tensor) -> Twice:
             [[0.25, 0.0, 0.0], [0.75, 0.75, 0.25], [0.0, 0.25, 0.75]],
         ],
         device=weight.device,
+        dtype=torch.float32,
     )
     #: end (first, last), phase, tap of the large kernel
     rim = torch.tensor(
         [[[-0.25, 0.25, 0.0], [0.25, 0.0, 0.0]], [[0.0, 0.0, 0.25], [0.0, 0.25, -0.25]]],
         device=weight.device,
+        dtype=torch.float32,
     )
     out, cin = weight.shape[:2]
     taps = weight.float()

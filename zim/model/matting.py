@@ -100,11 +100,13 @@ class ZimNetwork(nn.Module):
         else:
             self.image_encoder = ImageEncoder(config.encoder, config.image_size, decoder.dim)
         self.prompt_encoder = PromptEncoder(decoder.dim)
-        mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
+        pixel = (config.pixel_mean, config.pixel_std)
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in pixel)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
         #: the encoder runs as a CUDA graph, whose output the next run overwrites
         self._captured = False
+        self.float()  # whatever torch's default type is
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; what pictures are normalised with stays in float32."""

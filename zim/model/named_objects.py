@@ -119,8 +119,10 @@ class NamedObjects(nn.Module):
 def boxes_of(sides: Tensor) -> Tensor:
     """Turn distances B x 4 x h x w into boxes x0, y0, x1, y1, same shape, input pixels."""
     height, width = sides.shape[-2:]
-    y = (torch.arange(height, device=sides.device) + 0.5) * STRIDE
-    x = (torch.arange(width, device=sides.device) + 0.5) * STRIDE
+    x, y = (
+        (torch.arange(n, device=sides.device, dtype=torch.float32) + 0.5) * STRIDE
+        for n in (width, height)
+    )
     middle = torch.stack(torch.meshgrid(x, y, indexing="xy"))
     return torch.cat([middle - sides[:, :2], middle + sides[:, 2:]], 1)
 

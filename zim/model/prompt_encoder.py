@@ -28,7 +28,9 @@ class RandomFourierPositions(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
+        self.register_buffer(
+            "positional_encoding_gaussian_matrix", torch.randn(2, dim // 2, dtype=torch.float32)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move as asked, but stay in float32 when the network is converted."""

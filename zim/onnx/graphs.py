@@ -153,8 +153,8 @@ def shrink_matrix(length: int, scaled: Tensor, size: int) -> Tensor:
     """
     ratio = length / scaled.float()
     support = ratio.clamp_min(1)
-    centre = (torch.arange(size)[:, None] + 0.5) * ratio
-    distance = (torch.arange(length) + 0.5 - centre).abs() / support
+    centre = (torch.arange(size, dtype=torch.float32)[:, None] + 0.5) * ratio
+    distance = (torch.arange(length, dtype=torch.float32) + 0.5 - centre).abs() / support
     weight = (1 - distance).clamp_min(0)
     return weight / weight.sum(1, keepdim=True).clamp_min(1e-6)
 
@@ -168,5 +168,5 @@ def enlarge_matrix(length: int, scaled: Tensor, size: int) -> Tensor:
 
 def _bilinear(out: Tensor, ratio: Tensor | float, count: Tensor, width: int) -> Tensor:
     """Return ``len(out) width`` bilinear weights (align_corners False) over ``count`` samples."""
-    source = ((out + 0.5) * ratio - 0.5).clamp_min(0).minimum(count - 1.0)
+    source = ((out.float() + 0.5) * ratio - 0.5).clamp_min(0).minimum(count - 1.0)
     return (1 - (source[:, None] - torch.arange(width)).abs()).clamp_min(0)

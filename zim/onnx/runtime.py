@@ -101,7 +101,8 @@ class OnnxZim(Zim):
             )
         if self.config.cue_planes and CUES not in self._inputs:
             raise CheckpointError(f"{self.folder / DECODER}: has no input {CUES}; export it again")
-        mean, std = torch.tensor(self.config.pixel_mean), torch.tensor(self.config.pixel_std)
+        pixel = (self.config.pixel_mean, self.config.pixel_std)
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in pixel)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1).to(where), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1).to(where), persistent=False)
         self.eval()
@@ -248,7 +249,7 @@ class OnnxZim(Zim):
         """Draw the prompts' attention masks, ``b S/16 S/16``: Gaussian times box."""
         side = self.config.image_size // 16
         maps = prompt_attention(points, labels, (side, side), self.config.attention)
-        drawn = torch.ones(len(points), side * side, device=points.device)
+        drawn = torch.ones(len(points), side * side, device=points.device, dtype=torch.float32)
         if maps.gain is not None:
             drawn = drawn * maps.gain
         if maps.inside is not None:
@@ -285,7 +286,9 @@ class OnnxZim(Zim):
         binding = session.io_binding()
         # kept alive until the run is over: the binding holds bare addresses
         held = {k: v.to(device, torch.float32).contiguous() for k, v in inputs.items()}
-        results = [torch.empty(shape, device=device) for shape in shapes.values()]
+        results = [
+            torch.empty(shape, device=device, dtype=torch.float32) for shape in shapes.values()
+        ]
         for name, value in held.items():
             binding.bind_input(name, *place, tuple(value.shape), value.data_ptr())
         for name, value in zip(shapes, results, strict=True):

@@ -70,7 +70,7 @@ class HubSam(RivalSegmenter):
 
     def _pixels(self, rgb: np.ndarray) -> torch.Tensor:
         """Scale and normalise: SAM pads the right and bottom with zeros, SAM 2 stretches."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (_MEAN, _STD))
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (_MEAN, _STD))
         if self.stretched:
             whole = torch.from_numpy(rgb).permute(2, 0, 1)[None].float()
             small = (

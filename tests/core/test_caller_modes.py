@@ -1,0 +1,92 @@
+"""What the caller has set in torch (default type, autocast, training mode) changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import zim
+from zim.testing import TINY_NANO, picture, tiny_model
+
+RGB = picture(60, 80)
+ASKED = [{"box": (10, 8, 50, 44)}, {"points": [(30, 25)]}, {"points": [(30, 25), (60, 40)]}]
+
+
+def answers(predictor: zim.ZimPredictor) -> tuple[np.ndarray, ...]:
+    predictor.set_image(RGB)
+    return predictor.predict_batch(ASKED)
+
+
+def alike(found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], atol: float = 0.0) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+@pytest.fixture
+def default_type() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("default_type")
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", ["tiny", TINY_NANO], ids=["vit", "nano"])
+def test_the_default_type_is_not_ours(config: Any, kind: torch.dtype, tmp_path: Path) -> None:
+    model = tiny_model(config)
+    model.save_pretrained(tmp_path)
+    wanted = answers(zim.ZimPredictor(model))
+    torch.set_default_dtype(kind)
+    alike(answers(zim.ZimPredictor(model)), wanted)
+    fresh = zim.load(tmp_path, dtype="float32")
+    assert all(p.dtype == torch.float32 for p in fresh.parameters())
+    alike(answers(zim.ZimPredictor(fresh)), wanted)
+    assert all(p.dtype == torch.float32 for p in zim.build(config).parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_autocast_leaves_no_traces(kind: torch.dtype, dtype: str) -> None:
+    model = tiny_model(TINY_NANO).to(dtype=getattr(torch, dtype))
+    wanted = answers(zim.ZimPredictor(model))
+    other = tiny_model(TINY_NANO).to(dtype=getattr(torch, dtype))
+    predictor = zim.ZimPredictor(other)
+    with torch.autocast("cpu", kind):
+        mixed = answers(predictor)
+    if dtype == "float32":
+        assert np.isfinite(mixed[0]).all()
+    else:  # there is nothing to be gained, and two half types do not mix
+        alike(mixed, wanted)
+    alike(answers(predictor), wanted)
+
+
+def test_a_model_in_training_mode_is_put_out_of_it() -> None:
+    model = tiny_model(TINY_NANO)
+    predictor = zim.ZimPredictor(model)
+    wanted = answers(predictor)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    alike(answers(predictor), wanted)
+    model.train()
+    alike(predictor.predict_batch(ASKED), wanted)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+
+
+def test_results_are_ordinary_tensors() -> None:
+    predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
+    predictor.set_image(RGB)
+    coords = predictor.transform.apply_coords_torch(torch.tensor([[[30.0, 25.0]]]), RGB.shape[:2])
+    results = predictor.predict_torch(coords, torch.ones(1, 1))
+    for tensor in (*results, predictor.get_image_embedding()):
+        assert not tensor.is_inference()
+        assert not tensor.requires_grad
+        tensor.mul_(1.0)
+        weight = torch.ones((), requires_grad=True)
+        (tensor * weight).mean().backward()
+        assert weight.grad is not None
