@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", compile: bool = False
+    name: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    compile: bool = False,
 ) -> Zim:
     """Load a model by name, path or hub id.
 
@@ -37,7 +42,8 @@ def load(
             with ``encoder.onnx`` and ``decoder.onnx``, or a Hugging Face id.
         device: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (bfloat16 on CUDA and on CPUs with AMX or AVX512-BF16, else float32),
-            ``float32``, ``bfloat16``, ``float16``; ONNX models compute as they were exported.
+            ``float32``, ``bfloat16``, ``float16``, or torch's own; ONNX models compute as they were
+            exported.
         compile: compile the image encoder, see ``Zim.compile_encoder``; worth it for many
             pictures. ONNX models refuse.
 
@@ -52,6 +58,7 @@ def load(
         raise CheckpointError(
             f"a model name or path was expected, not {type(name).__name__}; see `zim models`"
         )
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     if official(str(name)) or is_onnx_folder(Path(name)):
@@ -153,8 +160,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(name: str) -> Zim:
+def _loaded(name: str, state: Hashable) -> Zim:
+    """Load a model; ``state`` differs when its files do."""
     return load(name)
+
+
+def _state_of(name: str) -> Hashable:
+    """Return names, sizes and times of the files of a local model; None for other names."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
 def matte(
@@ -207,7 +224,7 @@ def as_predictor(model: str | Path | ZimNetwork | ZimPredictor) -> ZimPredictor:
         return model
     if isinstance(model, ZimNetwork):
         return ZimPredictor(model)
-    return ZimPredictor(_loaded(str(model)))
+    return ZimPredictor(_loaded(str(model), _state_of(str(model))))
 
 
 def best_matte(
@@ -233,7 +250,7 @@ def best_matte(
 
         alpha = sharpen(predictor.image, alpha, predictor)
     return Matte(
-        image=predictor.image,
+        image=predictor.image.copy(),  # what is done to it must not reach the predictor
         alpha=alpha if within is None else alpha * within,
         score=float(scores[0, best]),
         low_res=low_res[0, best],

@@ -127,11 +127,19 @@ class ZimAutomaticMaskGenerator:
         _check_choice("space", space, ("prob", "logit"))
         _check_choice("multimask", multimask, (3, 4))
         _check_choice("alpha_dtype", alpha_dtype, ("float32", "uint8"))
-        _check_at_least("crop_n_layers", crop_n_layers, 0)
-        _check_at_least("min_mask_region_area", min_mask_region_area, 0)
-        for name, value in (("points_per_batch", points_per_batch), ("max_masks", max_masks)):
+        _check_whole("crop_n_layers", crop_n_layers, 0)
+        _check_whole("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1)
+        if not 0 <= min_mask_region_area < math.inf:
+            raise ConfigError(
+                f"min_mask_region_area is {min_mask_region_area}; expected pixels, 0 or more"
+            )
+        for name, value in (
+            ("points_per_side", points_per_side),
+            ("points_per_batch", points_per_batch),
+            ("max_masks", max_masks),
+        ):
             if value is not None:
-                _check_at_least(name, value, 1)
+                _check_whole(name, value, 1)
         for name, value in (
             ("box_nms_thresh", box_nms_thresh),
             ("crop_nms_thresh", crop_nms_thresh),
@@ -154,6 +162,15 @@ class ZimAutomaticMaskGenerator:
             )
         if not 0 < mask_threshold < 1:
             raise ConfigError(f"mask_threshold is {mask_threshold}; expected an alpha in (0, 1)")
+        least = -math.inf if space == "logit" else 0.0
+        most = math.inf if space == "logit" else 1.0
+        low, high = mask_threshold - stability_score_offset, mask_threshold + stability_score_offset
+        if stability_score_offset < 0 or not least < low <= high < most:
+            raise ConfigError(
+                f"stability_score_offset is {stability_score_offset}; expected at least 0, and "
+                "mask_threshold plus and minus it between 0 and 1 (SAM's 1.0 is a logit: "
+                "space='logit')"
+            )
         if points_per_side is not None and point_grids is not None:
             raise ConfigError("points_per_side and point_grids are both given; give one of them")
 
@@ -168,7 +185,7 @@ class ZimAutomaticMaskGenerator:
             side = usual.points_per_side if points_per_side is None else points_per_side
             self.point_grids = layer_grids(side, crop_n_layers, crop_n_points_downscale_factor)
         else:
-            self.point_grids = [np.asarray(g, np.float64).reshape(-1, 2) for g in point_grids]
+            self.point_grids = [_grid(given) for given in point_grids]
             if len(self.point_grids) != crop_n_layers + 1:
                 raise ConfigError(
                     f"{len(self.point_grids)} point grids; expected {crop_n_layers + 1}, one for "
@@ -299,6 +316,20 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}; expected one of {known}")
 
 
-def _check_at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; expected at least {least}")
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def _grid(given: Any) -> NDArray[np.float64]:
+    """Return an explicit grid as N x 2."""
+    try:
+        grid = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        grid = np.zeros(0)
+    pairs = grid.ndim == 2 and grid.shape[-1] == 2
+    if not pairs or not ((grid >= 0) & (grid <= 1)).all():
+        raise ConfigError(
+            f"point_grids hold an array of shape {grid.shape}; expected N x 2 (x, y) from 0 to 1"
+        )
+    return grid

@@ -102,6 +102,8 @@ class OneLineParser(argparse.ArgumentParser):
         """Turn off abbreviations: a flag that is misspelt should never mean another one."""
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        #: flags of other commands, and what takes their place here
+        self.elsewhere: dict[str, str] = {}
         #: the parser whose flags are suggested; a program sets it to the chosen command's
         self.suggest_from: argparse.ArgumentParser = self
 
@@ -110,11 +112,17 @@ class OneLineParser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if unknown:
             known = [o for action in self.suggest_from._actions for o in action.option_strings]
-            close = difflib.get_close_matches(unknown[1], known, n=1)
+            close = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.75)
             message = f"unknown option {unknown[1]}"
-            if close:
+            if hint := _elsewhere(self.suggest_from).get(unknown[1]):
+                message += f"; {hint}"
+            elif close:
                 message += f"; did you mean {close[0]}?"
         raise UsageError(" ".join(message.split()))
+
+
+def _elsewhere(parser: argparse.ArgumentParser) -> dict[str, str]:
+    return parser.elsewhere if isinstance(parser, OneLineParser) else {}
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -139,9 +139,9 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
     if not np.isfinite(values).all():
         raise ImageError("has NaN or infinite values")
     low, high = float(values.min()), float(values.max())
-    if image.mode == "I" and low >= 0 and high <= 65535:
-        return values.astype(np.uint16)
-    # Float pictures come in three habits; the range tells them apart.
+    if image.mode == "I" and image.format == "PNG" and low >= 0 and high <= 65535:
+        return values.astype(np.uint16)  # which PNGs of 16 bits were to older versions of Pillow
+    # Floats and integers of 32 bits come in three habits; the range tells them apart.
     for top in (1.0, 255.0, 65535.0):
         if low >= 0 and high <= top:
             return (values / np.float32(top)).astype(np.float32)

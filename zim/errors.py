@@ -6,6 +6,8 @@ line prints that line and exits with 1; library users catch :class:`ZimError` or
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ZimError(Exception):
     """Root of all errors raised on purpose."""
@@ -58,8 +60,14 @@ APART = ("groundingdino", "nerfstudio")
 
 
 def install_advice(extra: str) -> str:
-    """Return the command that installs an extra, and where it has to be run."""
+    """Return the command that installs an extra, and where it has to be run.
+
+    Whoever runs a checkout installs from it.
+    """
     where = ", in an environment of its own" if extra in APART else ""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e '{checkout}[{extra}]'{where}"
     return f"pip install 'zim-toolkit[{extra}]'{where}"
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from zim._arrays import as_numpy
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -104,13 +106,25 @@ class ResizeLongestSide:
         return Frame(original_size, self.target_length).to_frame(coords)
 
     def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
-        """Scale boxes ``... 4``."""
+        """Scale boxes ``b 4``, or one of 4 numbers to ``1 4``."""
         corners = np.asarray(boxes).reshape(-1, 2, 2)
-        return self.apply_coords(corners, original_size).reshape(np.shape(boxes))
+        return self.apply_coords(corners, original_size).reshape(-1, 4)
+
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        """Scale pictures ``b c h w`` as tensors; differs a little from :meth:`apply_image`."""
+        frame = Frame((image.shape[-2], image.shape[-1]), self.target_length)
+        return F.interpolate(
+            image, frame.scaled, mode="bilinear", align_corners=False, antialias=True
+        )
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """Return height and width of a picture in a frame of that side."""
+        return Frame((oldh, oldw), long_side_length).scaled
 
     def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Scale points ``... 2``, keeping them on their device."""
-        moved = self.apply_coords(coords.detach().cpu().numpy(), original_size)
+        moved = self.apply_coords(as_numpy(coords), original_size)
         return torch.from_numpy(moved).to(coords.device)
 
     def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:

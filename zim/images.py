@@ -144,6 +144,8 @@ def _from_path(source: str | Path) -> Pixels:
     if str(source) == "-":
         return _from_bytes(sys.stdin.buffer.read(), "stdin")
     path = Path(source).expanduser()
+    if not str(source):
+        raise ImageError("the name of the picture is empty; expected an image file")
     try:
         if path.is_dir():
             raise ImageError(f"{source} is a folder; expected an image file")
@@ -171,6 +173,9 @@ def _from_bytes(data: bytes, where: str, limit: int | None = None) -> Pixels:
 
 
 def _from_array(array: NDArray[Any]) -> Pixels:
+    array = np.asarray(array)  # a matrix keeps two dimensions whatever is done to it
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     shape = " x ".join(map(str, array.shape)) or "scalar"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         planes_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)

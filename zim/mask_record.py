@@ -120,6 +120,17 @@ class MaskRecord(dict[str, Any]):
         value = super().pop(key, *default)
         return value.make() if isinstance(value, Deferred) else value
 
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the last key and return it with its value."""
+        key, value = super().popitem()
+        return key, value.make() if isinstance(value, Deferred) else value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return a value; when there is none, ``default`` becomes it."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
     def values(self) -> Any:
         """Return all values, deferred ones made."""
         return [self[key] for key in self]

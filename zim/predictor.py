@@ -1,16 +1,17 @@
 """``ZimPredictor``: set an image once, ask for as many mattes as you like.
 
-Names and arguments are those of SAM's ``SamPredictor``, so notebooks port by changing an import.
-What differs: the masks are mattes in [0, 1]; ``low_res`` logits are stride 2 (512 x 512 for a
-1024 frame) and can be given back as ``mask_input``; several boxes give a batch; nothing at all
-means the whole picture; bad prompts raise :class:`zim.errors.PromptError`.
+Names and arguments are those of SAM's ``SamPredictor``, so most notebooks port by changing an
+import. What differs: the masks are mattes in [0, 1]; ``low_res`` logits are stride 2 (512 x 512 for
+a 1024 frame) and can be given back as ``mask_input``; boxes of shape B x 4 give a batch, also where
+B is 1; nothing at all means the whole picture; bad prompts raise
+:class:`zim.errors.PromptError`. ``set_torch_image`` takes one picture.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,8 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zim._arrays import as_numpy
 from zim.config import ConvEncoderConfig
-from zim.errors import ImageError, PromptError
+from zim.errors import ConfigError, ImageError, PromptError
 from zim.framing import (
     GUESSED,
     OUTSIDE,
@@ -32,6 +34,7 @@ from zim.framing import (
 )
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
+from zim.model.fast import forget_if_changed, without_autocast
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
@@ -67,6 +70,11 @@ class ZimPredictor:
 
     def __init__(self, model: ZimNetwork) -> None:
         """Wrap a model; it is switched to evaluation mode and stays on its device."""
+        if isinstance(model, str | Path):
+            raise ConfigError(
+                f"{str(model)!r} is a name; expected a model: zim.ZimPredictor(zim.load(...)) or "
+                "zim.ZimPredictor.from_pretrained(...)"
+            )
         self.model = model.eval()
         self.soft = False
         self.transform = ResizeLongestSide(model.config.image_size)
@@ -84,6 +92,21 @@ class ZimPredictor:
         """Return the model's device."""
         return self.model.device
 
+    @property
+    def is_image_set(self) -> bool:
+        """Tell whether a picture is set."""
+        return self.features is not None
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Return height and width of the picture that is set."""
+        return self._ready()[1].original
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Return height and width of the picture in the model's frame."""
+        return self._ready()[1].scaled
+
     def reset_image(self) -> None:
         """Forget the picture."""
         self.image: np.ndarray | None = None
@@ -100,7 +123,8 @@ class ZimPredictor:
         Args:
             image: path, bytes, PIL image, H x W x 3 array (uint8, uint16, float in [0, 1]) or
                 CHW tensor; anything :func:`zim.images.load_image` takes.
-            image_format: ``RGB`` or ``BGR``, the channel order of arrays.
+            image_format: ``RGB`` or ``BGR``, the channel order of arrays and tensors; files and
+                PIL images say theirs.
 
         Raises:
             ImageError: it cannot be read or used.
@@ -121,6 +145,10 @@ class ZimPredictor:
         Raises:
             ImageError: one cannot be read or used, or there is none.
         """
+        if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
+            raise ImageError(
+                f"set_image_batch got a {type(images).__name__}; expected a list of pictures"
+            )
         pictures = [_read(image, image_format) for image in images]
         if not pictures:
             raise ImageError("the list of images is empty; give at least one")
@@ -128,6 +156,7 @@ class ZimPredictor:
         self._keep(pictures, [View.of(rgb, self.model.config.image_size) for rgb in pictures])
 
     def _keep(self, pictures: list[np.ndarray], views: list[View]) -> None:
+        forget_if_changed(self.model)
         with _as_loaded(self.model):
             self.features = encode_views(self.model, views)
         self._pictures, self._views = pictures, views
@@ -287,7 +316,7 @@ class ZimPredictor:
         """
         frame = self._ready()[1]
         points, labels, corners, masks = (
-            None if t is None else t.detach().cpu().numpy()
+            None if t is None else as_numpy(t)
             for t in (point_coords, point_labels, boxes, mask_input)
         )
         if points is not None:
@@ -513,9 +542,9 @@ def _as_loaded(model: ZimNetwork) -> Iterator[None]:
     """Compute in evaluation mode, and a model in half precision without the caller's autocast."""
     if model.training:
         model.eval()
-    kind = model.device.type
-    mixed = model.dtype != torch.float32 and torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
+    half = model.dtype != torch.float32
+    apart = without_autocast(model.device) if half else contextlib.nullcontext()
+    with apart, np.errstate(under="ignore"):  # far from a click its weight is nothing
         yield
 
 
@@ -523,7 +552,8 @@ def _read(image: Any, image_format: str) -> np.ndarray:
     if image_format not in ("RGB", "BGR"):
         raise ImageError(f"image_format {image_format!r} is unknown; expected 'RGB' or 'BGR'")
     rgb = load_image(image).rgb
-    return rgb if image_format == "RGB" else np.ascontiguousarray(rgb[..., ::-1])
+    swapped = image_format == "BGR" and isinstance(image, np.ndarray | Tensor)
+    return np.ascontiguousarray(rgb[..., ::-1]) if swapped else rgb
 
 
 def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:

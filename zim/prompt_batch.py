@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zim._arrays import as_numpy
 from zim.errors import PromptError
 from zim.framing import Window, crop_mask
 from zim.geometry import Frame
@@ -89,7 +90,7 @@ def move_into(prompt: Prompt, window: Window, frame: Frame, inner: Frame) -> Pro
 def as_prompt(prompt: Any, size: tuple[int, int]) -> Prompt:
     """Return a prompt or a dictionary of :meth:`Prompt.create`'s arguments, checked."""
     if isinstance(prompt, Prompt):
-        return prompt
+        return prompt.checked(size)
     known = ("points", "labels", "box", "scribble", "mask", "low_res")
     if not isinstance(prompt, dict):
         raise PromptError(
@@ -140,17 +141,27 @@ def split_batch(
 
     prompts = []
     for i in range(count):
-        labels = row(point_labels, 2, i)
+        points, labels = _without_padding(row(point_coords, 3, i), row(point_labels, 2, i))
         low = row(mask_input, 4, i)
         prompt = Prompt.create(
             size,
-            points=row(point_coords, 3, i),
+            points=points,
             labels=labels,
             box=None if box is None else check_box(row(box, 2, i), size),
             low_res=None if low is None else check_low_res(low),
         )
         prompts.append(prompt)
     return prompts, bool(lengths)
+
+
+def _without_padding(points: Any, labels: Any) -> tuple[Any, Any]:
+    """Drop points of label -1, with which SAM's batches are filled up."""
+    if labels is None:
+        return points, labels
+    kinds = as_numpy(labels).reshape(-1)
+    if not (kinds == PAD).any() or len(points) != len(kinds):
+        return points, labels
+    return as_numpy(points)[kinds != PAD], kinds[kinds != PAD]
 
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from zim._arrays import as_numpy
 from zim.errors import PromptError
 
 #: a scribble becomes at most this many positive points (paper, appendix C)
@@ -20,9 +21,11 @@ SCRIBBLE_POINTS = 24
 POSITIVE, NEGATIVE, BOX_FIRST, BOX_LAST = 1, 0, 2, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """One object's prompt; build it with :meth:`create`, which checks everything.
+
+    Prompts hold arrays and are compared by identity.
 
     Attributes:
         points: float32 N x 2 (x, y).
@@ -57,7 +60,8 @@ class Prompt:
             points: N x 2 with ``labels``, or rows (x, y) and (x, y, label) without.
             labels: N ones and zeros.
             box: x0, y0, x1, y1.
-            scribble: a stroke N x 2, a list of strokes, or a painted mask H x W.
+            scribble: a stroke N x 2, a list of strokes, or a painted mask H x W (array, tensor or
+                picture; the brightest of its channels counts).
             mask: H x W alpha or binary mask; its own box is added when no other prompt is given.
             low_res: logits from an earlier call.
 
@@ -75,6 +79,21 @@ class Prompt:
             corners = mask_box(alpha)
         logits = None if low_res is None else check_low_res(low_res)
         return cls(xy, kinds, corners, alpha, logits)
+
+    def checked(self, size: tuple[int, int]) -> Prompt:
+        """Return the same prompt, checked against a picture of ``(height, width)``.
+
+        Raises:
+            PromptError: it was made for another picture, or by hand and malformed.
+        """
+        xy, kinds = check_points(self.points, self.labels, size)
+        return Prompt(
+            xy,
+            kinds,
+            None if self.box is None else check_box(self.box, size),
+            None if self.mask is None else check_mask(self.mask, size),
+            None if self.low_res is None else check_low_res(self.low_res),
+        )
 
     @property
     def empty(self) -> bool:
@@ -229,8 +248,9 @@ def scribble_points(
     Raises:
         PromptError: malformed, empty or outside the picture.
     """
-    if isinstance(scribble, np.ndarray) and scribble.shape == size and scribble.shape[1] != 2:
-        return _farthest_points(check_mask(scribble, size) > 0.5, limit)
+    painted = _painted(scribble, size)
+    if painted is not None:
+        return _farthest_points(check_mask(painted, size) > 0.5, limit)
     strokes = _strokes(scribble)
     for stroke in strokes:
         check_points(stroke, None, size)
@@ -249,6 +269,16 @@ def scribble_points(
     share = np.minimum(share, np.ceil(lengths).astype(np.int64) + 1)
     sampled = [_sample(s, int(n)) for s, n in zip(strokes, share, strict=True)]
     return np.concatenate(sampled).astype(np.float32)
+
+
+def _painted(scribble: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """Return a painted mask, H x W; None if the scribble is strokes."""
+    if isinstance(scribble, Sequence):
+        return None
+    values = _array(scribble, "the scribble")
+    if values.ndim == 3 and values.shape[:2] == size and values.shape[2] in (1, 3):
+        values = values.max(2)
+    return values if values.shape == size and size[1] != 2 else None
 
 
 def _strokes(scribble: Any) -> list[np.ndarray]:
@@ -302,10 +332,8 @@ def _farthest_points(painted: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _array(values: Any, what: str) -> np.ndarray:
-    if hasattr(values, "detach"):  # a tensor, possibly with gradients or on another device
-        values = values.detach().cpu()
     try:
-        return np.asarray(values)
+        return as_numpy(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(f"{what}: rows of different lengths or not numbers") from error
 

@@ -163,6 +163,11 @@ def cell_size(predictor: ZimPredictor | None, alpha: Floats) -> float:
 
 
 def _check(image: NDArray[np.uint8], alpha: NDArray[np.floating[Any]]) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"a picture is a {type(image).__name__}; expected H x W x 3 uint8 "
+            "(zim.images.load_image(picture).rgb)"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ImageError(
             f"a picture of shape {image.shape} and type {image.dtype}; expected H x W x 3 uint8"
@@ -175,6 +180,12 @@ def _check(image: NDArray[np.uint8], alpha: NDArray[np.floating[Any]]) -> None:
         raise ImageError(
             f"the matte is {alpha.shape} but the picture is {image.shape[:2]}; "
             "expected the picture's size or less"
+        )
+    (height, width), (h, w) = image.shape[:2], alpha.shape
+    if abs(h - height * w / width) > 1 and abs(w - width * h / height) > 1:
+        raise ImageError(
+            f"the matte is {alpha.shape} but the picture is {image.shape[:2]}; expected the same "
+            "proportions"
         )
     # written so that NaN fails too
     if not (alpha.min() >= -1e-6 and alpha.max() <= 1 + 1e-6):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from zim import viz
+from zim._arrays import as_numpy
 from zim.errors import ImageError, OutputError
 from zim.foreground import ForegroundMethod, estimate_foreground
 from zim.images import load_image
@@ -26,6 +27,8 @@ KINDS: tuple[str, ...] = ("rgba", "alpha", "composite", "overlay")
 
 #: Rows blended at a time, so that float temporaries stay small whatever the picture's size.
 _STRIP = 256
+#: by so much may alpha leave [0, 1], as interpolation makes it
+_SLACK = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,8 @@ class Matte:
 
     Attributes:
         image: the picture, H x W x 3 uint8, RGB.
-        alpha: how much of each pixel is the object, H x W float32 in [0, 1].
+        alpha: how much of each pixel is the object, H x W float32 in [0, 1]; given as uint8,
+            uint16, bool, another float or a tensor, it is brought into that form.
         score: the model's own estimate of the matte's quality, about 0 to 1.
         box: the box that asked for it, x0, y0, x1, y1 in pixels, if there was one.
         low_res: logits h x w, to be given back as a prompt for a better answer.
@@ -48,7 +52,13 @@ class Matte:
     _foregrounds: dict[str, NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a matte that is not of the picture's size."""
+        """Bring the matte into its form, or refuse it."""
+        object.__setattr__(self, "alpha", _as_alpha(self.alpha))
+        if not isinstance(self.image, np.ndarray):
+            raise ImageError(
+                f"a matte's picture is a {type(self.image).__name__}; expected H x W x 3 uint8 "
+                "(zim.images.load_image(picture).rgb)"
+            )
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ImageError(
                 f"a matte's picture has shape {self.image.shape} and type {self.image.dtype}; "
@@ -61,11 +71,14 @@ class Matte:
             )
 
     def foreground(self, method: ForegroundMethod = "ml") -> NDArray[np.uint8]:
-        """Return the object's own colours, H x W x 3 uint8; computed once and kept.
+        """Return the object's own colours, H x W x 3 uint8; computed once.
 
         ``"ml"`` removes the background that shines through soft pixels, ``"none"`` keeps the
         picture's colours (see :func:`zim.foreground.estimate_foreground`).
         """
+        return self._foreground(method).copy()
+
+    def _foreground(self, method: ForegroundMethod) -> NDArray[np.uint8]:
         if method not in self._foregrounds:
             self._foregrounds[method] = estimate_foreground(self.image, self.alpha, method)
         return self._foregrounds[method]
@@ -78,7 +91,7 @@ class Matte:
         """
         alpha = quantise(self.alpha, bits)
         out = np.empty((*alpha.shape, 4), dtype=alpha.dtype)
-        out[..., :3] = self.foreground(foreground)
+        out[..., :3] = self._foreground(foreground)
         if bits == 16:
             out[..., :3] *= 257  # 255 becomes 65535
         out[..., 3] = alpha
@@ -102,7 +115,7 @@ class Matte:
             ImageError: the background is neither a colour nor a picture that can be read.
         """
         behind = _background(background, self.alpha.shape)
-        front = self.foreground(foreground)
+        front = self._foreground(foreground)
         out = np.empty_like(front)
         for top in range(0, len(out), _STRIP):
             rows = slice(top, top + _STRIP)
@@ -167,6 +180,22 @@ class Matte:
         )
         atomic_write(path, data)
         return path
+
+
+def _as_alpha(alpha: Any) -> NDArray[np.float32]:
+    """Return a matte as float32, in [0, 1]."""
+    values = as_numpy(alpha)
+    if values.dtype != np.float32:
+        full = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(values.dtype, 1)
+        if values.dtype.kind not in "fb" and full == 1:
+            raise ImageError(
+                f"a matte of type {values.dtype}; expected float in [0, 1], uint8, uint16 or bool"
+            )
+        values = values.astype(np.float32) / np.float32(full)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
+        raise ImageError(f"a matte with values from {low:g} to {high:g}; expected 0 to 1")
+    return values
 
 
 def _background(background: Any, size: tuple[int, ...]) -> NDArray[Any]:

@@ -52,10 +52,12 @@ def decode_rle(rle: Any) -> NDArray[np.bool_]:
     """Read a mask back, H x W bool, from either form (``counts`` list, str or bytes).
 
     Raises:
-        ImageError: the run lengths do not fill the mask.
+        ImageError: it is no run lengths, or they do not fill the mask.
     """
-    height, width = rle["size"]
-    counts = rle["counts"]
+    try:
+        (height, width), counts = rle["size"], rle["counts"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError("run lengths are a dictionary with size [h, w] and counts") from error
     if isinstance(counts, str | bytes):
         counts = unpack_counts(counts)
     lengths = np.asarray(counts, np.int64)

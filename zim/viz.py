@@ -145,11 +145,14 @@ def draw_prompts(
             line = np.round(stroke).astype(np.int32)[:, None]
             cv2.polylines(out, [line], False, (255, 255, 255), thick * 4, cv2.LINE_AA)
             cv2.polylines(out, [line], False, POSITIVE_COLOUR, thick * 2, cv2.LINE_AA)
-    if points is not None:
+    if points is not None and np.size(points):
         spots = _rows(points, np.shape(points)[-1] if np.ndim(points) else 0)
         if labels is None:
             labels = [spot[2] if len(spot) > 2 else 1 for spot in spots]
-        for spot, label in zip(spots, np.ravel(labels), strict=True):
+        kinds = np.ravel(labels)
+        if len(kinds) != len(spots):
+            raise ImageError(f"{len(spots)} points but {len(kinds)} labels; give one per point")
+        for spot, label in zip(spots, kinds, strict=True):
             centre = (round(spot[0]), round(spot[1]))
             fill = POSITIVE_COLOUR if label == 1 else NEGATIVE_COLOUR
             cv2.circle(out, centre, thick * 4 + 1, (255, 255, 255), -1, cv2.LINE_AA)

@@ -374,7 +374,7 @@ def test_a_picture_of_one_pixel(model: zim.Zim) -> None:
     [
         ({"points_per_side": 4, "point_grids": [np.zeros((1, 2))]}, "both given"),
         ({"point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "1 point grids; expected 2"),
-        ({"points_per_side": 0}, "0 points per side"),
+        ({"points_per_side": 0}, "points_per_side is 0"),
         ({"points_per_batch": 0}, "points_per_batch is 0"),
         ({"output_mode": "png"}, "output_mode is 'png'"),
         ({"space": "alpha"}, "space is 'alpha'"),

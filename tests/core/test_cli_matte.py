@@ -348,7 +348,7 @@ def test_bad_images_are_one_line_and_leave_nothing(
         (["--points"], 2),
         (["--points", "500,20"], 1),
         (["--points", "-5,20"], 1),
-        (["--box", "10,10,10,40"], 1),
+        (["--box", "10,10,10,40"], 2),
         (["--box", "200,200,300,300"], 1),
         (["--box", "1,2,3"], 2),
         (["--box", "1,2,inf,4"], 2),
@@ -500,3 +500,17 @@ def test_a_rival_answers_as_in_batch_and_evaluation(
         run = Run(capsys, *words, "--overwrite", flag)
         assert run.code == 1
         assert run.err == f"zim matte: {flag} is for ZIM's own models, not grabcut; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("", "is a folder; give its pictures"), ("gone.png", "does not exist")]
+)
+def test_what_is_no_file_is_told_before_a_model_is_loaded(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(tmp_path / name) if name else str(tmp_path)
+    assert main(["matte", source, "--model", "no such model", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -130,6 +130,8 @@ def test_the_help_marks_what_is_not_built(capsys: pytest.CaptureFixture[str]) ->
         (["qqqq"], "try zim --help"),
         (["matte"], "IMAGE"),
         (["matte", "a.png", "--formt", "rgba"], "did you mean --format?"),
+        (["batch", "d", "--points", "1,2"], "prompts of a batch stand in a manifest"),
+        (["matte", "a.png", "--colour", "red"], "unknown option --colour"),
         (["matte", "a.png", "--overwrite", "--skip-existing"], "not allowed with"),
         (["matte", "a.png", "--threads", "0"], "whole number of at least 1"),
         (["matte", "a.png", "--dtype", "int8"], "invalid choice"),

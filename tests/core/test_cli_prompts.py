@@ -89,6 +89,21 @@ def test_a_malformed_box_is_refused(text: str) -> None:
         parse_box(text)
 
 
+@pytest.mark.parametrize("text", ["300,200,150,100", "10,20,10,40", "10,20,40,20"])
+def test_a_box_of_width_and_height_is_noticed(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="not X,Y,WIDTH,HEIGHT"):
+        parse_box(text)
+
+
+@pytest.mark.parametrize("text", ["420", "(420,350)", "420 350", "(420, 350)"])
+def test_spaces_and_brackets_get_a_hint(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="with commas and without spaces"):
+        parse_point(text)
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        parse_point("a,b")
+    assert "spaces" not in str(error.value)
+
+
 def test_an_image_behind_the_points_gets_a_hint(tmp_path: Path) -> None:
     image = tmp_path / "photo.jpg"
     image.touch()

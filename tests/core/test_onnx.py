@@ -5,9 +5,11 @@ One small network at the official frame of 1024 is exported once, by the command
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
+import pickle
 import shutil
 import sys
 from dataclasses import replace
@@ -214,6 +216,33 @@ def test_the_predictor_gives_the_same_mattes(
         np.testing.assert_allclose(got[0], expected[0], atol=MATTES)
         np.testing.assert_allclose(got[1], expected[1], atol=LOGITS)
         np.testing.assert_allclose(got[2], expected[2], atol=LOGITS)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_the_default_type_is_not_that_of_the_graphs(folder: Path, kind: torch.dtype) -> None:
+    predictor = zim.ZimPredictor(zim.load(folder))
+    answers = []
+    for default in (torch.float32, kind):
+        torch.set_default_dtype(default)
+        try:
+            predictor.set_image(picture(H, W))
+            answers.append(predictor.predict(box=BOX))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_copies_and_pickles_open_the_folder_again(folder: Path) -> None:
+    model = zim.load(folder)
+    predictor = zim.ZimPredictor(model)
+    predictor.set_image(picture(H, W))
+    wanted = predictor.predict(box=BOX)[0]
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(again, OnnxZim)
+        twin = zim.ZimPredictor(again)
+        twin.set_image(picture(H, W))
+        np.testing.assert_array_equal(twin.predict(box=BOX)[0], wanted)
 
 
 def test_prompts_of_different_lengths_in_one_batch(

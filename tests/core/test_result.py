@@ -36,7 +36,7 @@ def test_foreground_is_computed_once(monkeypatch):
     matte.rgba()
     matte.composite("red")
     matte.composite("blue", foreground="none")
-    assert matte.foreground() is matte.foreground()
+    np.testing.assert_array_equal(matte.foreground(), matte.foreground())
     assert calls == ["ml", "none"]
 
 

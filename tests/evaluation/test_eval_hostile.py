@@ -10,9 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import zim.segmenters
 from zim.cli import main
+from zim.errors import ConfigError, ImageError
+from zim.evaluation import runner
+from zim.evaluation.datasets import read_dataset
+from zim.evaluation.runner import Settings
+from zim.evaluation.samples import Sample
 from zim.testing import BoxFiller, disc, picture, tiny_model
 
 BOX = {"point": [[32, 24, 1]], "bbox": [16, 8, 48, 40]}
@@ -199,3 +205,53 @@ def test_torchrun_with_two_ranks_gives_the_tables_of_one(root: Path, tmp_path: P
     assert not shares[0] & shares[1]
     for name in ("tables.md", "table1.csv", "table1.tex", "table7.csv", "prompts.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+class Stamp:
+    """A segmenter that answers with the same array whatever it is asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def set_image(self, image: Any, image_format: str = "RGB") -> None:
+        """Look at nothing."""
+
+    def predict(self, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
+        return self.answer[None], np.ones(1), None
+
+
+def test_answers_of_other_types_are_scored_and_of_other_sizes_named(
+    root: Path, tmp_path: Path
+) -> None:
+    sample = Sample("a", root / "a.png", root / "m.png")
+    alpha = disc()
+    eight = np.rint(255 * alpha).astype(np.uint8)
+    answers: dict[str, Any] = {
+        "small": alpha[:40],
+        "bool": alpha > 0.5,
+        "uint8": eight,
+        "float64": alpha.astype(np.float64),
+        "tensor": torch.from_numpy(alpha.astype(np.float32)),
+    }
+    models: dict[str, Any] = {k: lambda v=v: Stamp(v) for k, v in answers.items()}
+    output = str(tmp_path / "out")  # a name will do
+    settings = Settings("folder", ("box",))
+    assert runner.evaluate(models, [sample], settings, output) == {}  # pyright: ignore
+    rows = {row["model"]: row for row in runner.read_results(Path(output))}
+    assert "expected (48, 64)" in rows["small"]["excluded"]
+    for name in ("uint8", "float64", "tensor"):
+        assert rows[name]["mse"] < 0.01  # times 1000
+    assert 1 < rows["bool"]["mse"] < 20
+
+
+@pytest.mark.parametrize("prompts", ["box", ("scribble",), ("box", "x")])
+def test_prompts_that_nobody_asks_with_are_refused(prompts: Any) -> None:
+    with pytest.raises(ConfigError, match="a tuple of some of"):
+        Settings("folder", prompts)
+
+
+def test_names_of_data_sets_are_checked(root: Path) -> None:
+    with pytest.raises(ConfigError, match="data set 'coco' is unknown"):
+        read_dataset("coco", root)
+    with pytest.raises(ImageError, match="does not exist"):
+        read_dataset("folder", str(root / "gone"))  # pyright: ignore[reportArgumentType]

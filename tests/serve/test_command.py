@@ -62,5 +62,5 @@ def test_a_missing_or_broken_part_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(plugins, "find", find)
     with caplog.at_level(logging.WARNING):
         assert load_tabs() == {}
-    assert "zim-toolkit[inpaint]" in caplog.text
+    assert "[inpaint]'" in caplog.text
     assert "ServeTab" in caplog.text

@@ -8,12 +8,22 @@ import sys
 from pathlib import Path
 
 from zim._progress import progress_on_stderr
-from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim.commandline import (
+    OneLineParser,
+    Report,
+    UsageError,
+    apply_runtime,
+    positive_int,
+    timed,
+)
 from zim.commands.outputs import FORMATS, Inputs, output_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim batch``."""
+    if isinstance(parser, OneLineParser):
+        prompts = ("--points", "--point", "--box", "--bbox", "--scribble", "--mask", "--prompts")
+        parser.elsewhere = dict.fromkeys(prompts, "prompts of a batch stand in a manifest, by line")
     parser.add_argument(
         "source",
         metavar="MANIFEST.jsonl|DIR",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
 from zim.commands.outputs import FORMATS, Inputs, Plan, Result, pending, plan_outputs
 from zim.commands.prompt_flags import add_prompt_flags, object_prompts
-from zim.errors import ZimError
+from zim.errors import ImageError, ZimError
 from zim.prompt_json import ObjectPrompt
 
 if TYPE_CHECKING:
@@ -97,6 +98,19 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("stdin (-) can be one image only")
 
 
+def _check_source(source: str) -> None:
+    """Refuse what is no file, before anything is loaded for it."""
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (a home of nobody is a name as any)
+    if source != "-" and path.is_dir():
+        raise ImageError(
+            f"{source} is a folder; give its pictures ({source.rstrip('/')}/*.jpg), or the folder "
+            "to zim batch or zim auto"
+        )
+    if source != "-" and not path.exists():
+        hint = "a URL; download it first" if "://" in source else "check the path"
+        raise ImageError(f"{source} does not exist; {hint}")
+
+
 class _Image:
     """One input and the names of everything that will be made of it."""
 
@@ -128,6 +142,7 @@ class _Work:
         """Look at existing files; an image that is done or blocked becomes an item right away."""
         results = image.results()
         try:
+            _check_source(image.source)
             for result in results:
                 self.left[result] = pending(
                     self.plan.paths[result],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 from zim.commandline import UsageError
@@ -54,7 +55,7 @@ def parse_point(text: str) -> Point:
     values = _numbers(text)
     if values is None or len(values) not in (2, 3):
         raise argparse.ArgumentTypeError(
-            f"{text.strip()!r} is not X,Y or X,Y,LABEL with finite numbers{_position_hint(text)}"
+            f"{text.strip()!r} is not X,Y or X,Y,LABEL with finite numbers{_hint(text)}"
         )
     label = values[2] if len(values) == 3 else 1
     if label not in (0, 1):
@@ -69,7 +70,11 @@ def parse_box(text: str) -> Box:
     values = _numbers(text)
     if values is None or len(values) != 4:
         raise argparse.ArgumentTypeError(
-            f"{text.strip()!r} is not X0,Y0,X1,Y1 with finite numbers{_position_hint(text)}"
+            f"{text.strip()!r} is not X0,Y0,X1,Y1 with finite numbers{_hint(text)}"
+        )
+    if values[2] <= values[0] or values[3] <= values[1]:
+        raise argparse.ArgumentTypeError(
+            f"{text.strip()!r} has no area; a box is X0,Y0,X1,Y1, not X,Y,WIDTH,HEIGHT"
         )
     return values[0], values[1], values[2], values[3]
 
@@ -107,6 +112,10 @@ def _numbers(text: str) -> list[float] | None:
     return values if all(map(math.isfinite, values)) else None
 
 
-def _position_hint(text: str) -> str:
-    """Explain the usual mistake: a picture behind a flag that takes several values."""
-    return "; put images before --points and --box" if Path(text).is_file() else ""
+def _hint(text: str) -> str:
+    """Explain the usual mistakes: a picture behind a flag of several values, and spaces."""
+    if Path(text).is_file():
+        return "; put images before --points and --box"
+    numbers = re.fullmatch(r"[-+.\d\s(),]+", text)
+    spoilt = "," not in text or re.search(r"[\s()]", text)
+    return "; write it with commas and without spaces" if numbers and spoilt else ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zim.errors import ImageError, reason
+from zim.errors import ConfigError, ImageError, reason
 from zim.evaluation.samples import Sample
 
 NAMES = ("micromat3k", "am2k", "aim500", "p3m", "refmatte_rw100", "folder", "manifest")
@@ -41,8 +41,12 @@ def read_dataset(name: str, root: Path) -> list[Sample]:
     with an error, so that it is counted and named.
 
     Raises:
+        ConfigError: the name is unknown.
         ImageError: the layout is not what the data set's authors publish.
     """
+    root = Path(root)
+    if name not in NAMES:
+        raise ConfigError(f"data set {name!r} is unknown; expected one of {', '.join(NAMES)}")
     if not root.exists():
         raise ImageError(f"{root} does not exist; --root is the folder of the data set")
     if name == "manifest":

@@ -20,9 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from zim._arrays import as_numpy
 from zim._progress import track
-from zim.errors import OutputError, ZimError
-from zim.evaluation.samples import Loaded, Sample, load_sample
+from zim.errors import ConfigError, ImageError, OutputError, ZimError
+from zim.evaluation.samples import KINDS, Loaded, Sample, load_sample
 from zim.images import atomic_write
 from zim.memory import tidied
 from zim.pools import Workers, worker_processes
@@ -44,6 +45,11 @@ class Settings:
     seed: int = 0
     max_side: int | None = None
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse prompts that samples do not have."""
+        if isinstance(self.prompts, str) or not set(self.prompts) <= set(KINDS):
+            raise ConfigError(f"prompts are {self.prompts!r}; expected a tuple of some of {KINDS}")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -78,6 +84,7 @@ def evaluate(
         OutputError: the folder holds results of other settings.
     """
     rank, world = rank_and_world()
+    output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(settings, samples, output, rank)
     mine = list(samples)[rank::world]
@@ -103,7 +110,7 @@ def evaluate(
             try:
                 model = load()
             except ZimError as error:
-                missing[name] = " ".join(str(error).split())
+                missing[name] = " ".join(str(error).split()).removeprefix(f"{name}: ")
                 continue
             for row in _score(name, model, todo, settings, pool, workers):
                 row["weights"] = hashes.get(name, "")
@@ -226,7 +233,14 @@ def _score(
 
 
 def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
-    """Ask a model, whose picture is set, one prompt; the single-answer token as in the paper."""
+    """Ask a model, whose picture is set, one prompt; the single-answer token as in the paper.
+
+    Returns:
+        H x W float32 in [0, 1]; masks of 8 or 16 bits and boolean ones are brought there.
+
+    Raises:
+        ImageError: the answer has another size than the picture.
+    """
     prompt = loaded.prompts[kind]
     points = len(prompt.points) > 0
     mattes, _, _ = model.predict(
@@ -235,7 +249,11 @@ def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
         box=prompt.box,
         multimask_output=False,
     )
-    return np.clip(mattes[0], 0, 1)
+    matte = as_numpy(mattes[0])
+    if matte.shape != loaded.alpha.shape:
+        raise ImageError(f"it answers with shape {matte.shape}; expected {loaded.alpha.shape}")
+    full = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(matte.dtype, 1)
+    return np.clip(matte.astype(np.float32) / np.float32(full), 0, 1)
 
 
 def _asked(loaded: Loaded, kind: str) -> list[Any]:

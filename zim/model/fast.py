@@ -10,10 +10,11 @@ tensors beside the module and derives them anew when a parameter is moved, repla
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from zim.model import onednn, winograd
 
 _ATTRIBUTE = "_derived"
+_SEEN = "_seen"
 #: bytes of a result that :func:`fuse_twice` makes at a time
 STRIP_BYTES = 4 << 20
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
@@ -62,6 +64,14 @@ def tracked(sources: Sequence[Tensor]) -> bool:
     return not any(t.is_inference() for t in sources)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off on a device."""
+    kind = device.type
+    if kind in ("cpu", "cuda", "mps") and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 class _Kept(dict[Hashable, tuple[Any, Any]]):
     """What is remembered on a module; a copy or a pickle of the module begins without."""
 
@@ -86,23 +96,21 @@ def cached(
         name: of the value; values of different grids have different names.
         sources: the tensors it is derived from. Writing to one in place, moving it, converting it
             or replacing it makes the next call derive the value again. Torch does not count what
-            batch norms and fused optimisers write; a network that is put into training forgets
-            all that is kept (:func:`forget`).
+            is written through ``.data`` and numpy, nor what batch norms and fused optimisers
+            write; a network that is put into training forgets all that is kept (:func:`forget`),
+            and a predictor looks for other changes (:func:`forget_if_changed`).
         make: derives the value.
         made_for: what else the value depends on; one value of a name is kept, the last one.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not tracked(sources):
         return make()
 
-    def exactly() -> Value:  # kept for callers without autocast, too
-        with torch.autocast(sources[0].device.type, enabled=False):
-            return make()
-
     key = made_for, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
     store: _Kept = module.__dict__.setdefault(_ATTRIBUTE, _Kept())
     kept = store.get(name)
     if kept is None or kept[0] != key:
-        kept = store[name] = (key, exactly())
+        with without_autocast(sources[0].device):  # callers without it get the same
+            kept = store[name] = (key, make())
     return kept[1]
 
 
@@ -110,6 +118,42 @@ def forget(model: nn.Module) -> None:
     """Drop every derived tensor of a model, for code that writes to weights behind torch's back."""
     for module in model.modules():
         module.__dict__.pop(_ATTRIBUTE, None)
+
+
+class _Seen:
+    """What weights looked like; a copy or a pickle of the model begins without."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.bytes: list[bytes] = []
+
+    def __deepcopy__(self, memo: object) -> _Seen:
+        return _Seen()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Seen, ()
+
+
+def forget_if_changed(model: nn.Module) -> None:
+    """Drop what is derived from weights that were written to behind torch's back since last time.
+
+    ``.data``, numpy views and fused optimisers leave no trace in what :func:`cached` looks at; a
+    few bytes of every tensor do. On a CPU alone: others would have to wait for the answer.
+    """
+    seen: _Seen = model.__dict__.setdefault(_SEEN, _Seen())
+    if not seen.tensors:
+        seen.tensors = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]
+    now = [_some(t) for t in seen.tensors if t.is_cpu]
+    if seen.bytes and seen.bytes != now:
+        forget(model)
+    seen.bytes = now
+
+
+def _some(tensor: Tensor) -> bytes:
+    """Return the first bytes of a tensor and some from its middle."""
+    start, size = tensor.data_ptr(), tensor.element_size()
+    middle = start + tensor.numel() // 2 * size
+    return ctypes.string_at(start, size) + ctypes.string_at(middle, size)
 
 
 def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

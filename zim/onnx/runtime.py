@@ -107,6 +107,10 @@ class OnnxZim(Zim):
         self.register_buffer("pixel_std", std.view(3, 1, 1).to(where), persistent=False)
         self.eval()
 
+    def __reduce__(self) -> Any:
+        """Copies and pickles open the folder again; sessions cannot be moved."""
+        return _reopened, (self.folder, str(self.device))
+
     def compile_encoder(self) -> Self:
         """Refuse: ONNX Runtime optimises its graphs itself.
 
@@ -298,6 +302,10 @@ class OnnxZim(Zim):
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return results
+
+
+def _reopened(folder: Path, device: str) -> OnnxZim:
+    return OnnxZim(folder, device=device)
 
 
 def _choose_device(device: str, ort: Any) -> torch.device:
