@@ -81,6 +81,7 @@ ANSWERING = (
     "prompt_batch.py",
     "prompts.py",
     "second_opinion.py",
+    "sureness.py",
     "upsample.py",
     "views.py",
 )

@@ -200,6 +200,23 @@ def test_the_bare_command_works_offline_and_says_what_it_does(folder, capsys, mo
     assert alpha[250, 500] < 0.1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dog", "in/a.png"], "in/a.png is a file; give pictures with --image"),
+        (["dog", "--not", "in/a.png"], "in/a.png is a file; give pictures with --image"),
+        (["dog", "gone.JPG"], "gone.JPG is no file, and looks like the name of one; give pictures"),
+    ],
+)
+def test_a_picture_among_the_words_is_no_phrase(folder, capsys, words, said):
+    code, report, err = run(capsys, *words)
+    assert code == 2
+    assert said in err
+    assert said in report["error"]
+    assert err.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
 def test_colours_tell_things_apart(folder, capsys):
     code, report, err = run(capsys, "red umbrella . purple umbrella", "--boxes-only")
     assert code == 0

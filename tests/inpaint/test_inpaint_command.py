@@ -121,9 +121,13 @@ def test_words_go_through_the_detector(
     assert report(capsys)["metrics"]["objects"] == 1
     assert main([*words, "cat", "--overwrite"]) == 1
     assert "nothing in the picture answers 'cat'" in capsys.readouterr().err
+    monkeypatch.setattr(Detector, "limits", "it knows drawings; use another", raising=False)
+    assert main([*words, "cat", "--overwrite"]) == 1
+    error = capsys.readouterr().err
+    assert "'cat': it knows drawings; use another, or click with --points" in error
     monkeypatch.setattr(plugins, "names", lambda group: [])
     assert main([*words, "cat", "--overwrite"]) == 1
-    assert "zim-toolkit[grounded]" in capsys.readouterr().err
+    assert "[grounded]'" in capsys.readouterr().err
 
 
 def test_a_batch_goes_on_and_the_exit_code_tells(
@@ -243,6 +247,17 @@ def test_jpeg_and_webp_are_written(photo: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_picture_without_its_flag_is_told_the_flag(
+    photo: Path, capsys: pytest.CaptureFixture[str], last: bool
+) -> None:
+    flags = ["--points", "64,48", "-o", str(photo.parent / "out.png")]
+    assert main([*flags, str(photo)] if last else [str(photo), *flags]) == 2
+    assert capsys.readouterr().err == (
+        f"zim-inpaint: {photo} is a file; give pictures with --image\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -256,6 +271,13 @@ def test_jpeg_and_webp_are_written(photo: Path, capsys: pytest.CaptureFixture[st
         (["--points", "64,48", "--grow", "wide"], 2, "auto or a whole number"),
         (["--points", "64,48", "--matte", "m.png"], 2, "used as it is"),
         (["--points", "64,48", "--colour", "red"], 2, "unknown option --colour"),
+        (["--object", "red", "cup"], 2, "cup stands behind no flag; give pictures with --image"),
+        (["--cover", "nan"], 2, "above 0 and below 0.5"),
+        (["--feather", "nan"], 2, "'nan' is not a number of at least 0"),
+        (["--context", "inf"], 2, "'inf' is not a number of at least 0"),
+        (["--guidance", "-1"], 2, "'-1' is not a number of at least 0"),
+        (["--strength", "nan"], 2, "above 0 and up to 1"),
+        (["--strength", "0"], 2, "above 0 and up to 1"),
         (["--matte", "gone.png"], 1, "gone.png does not exist"),
     ],
 )

@@ -316,9 +316,15 @@ def test_without_data_the_command_says_what_to_get(
 ) -> None:
     monkeypatch.setenv("ZIM_HOME", str(tmp_path))
     assert main(["eval", "--output", str(tmp_path / "o")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    for word in ("hippocampus", "CC BY-SA 4.0", "1.5 GB", "kaggle.com", "mendeley", "--demo"):
-        assert word in line
+    *each, last = capsys.readouterr().err.splitlines()
+    assert len(each) == 6
+    assert max(map(len, each)) < 220
+    assert "no data for hippocampus, spleen, " in last
+    assert "--demo" in last
+    for word in ("hippocampus", "CC BY-SA 4.0", "1.5 GB", "kaggle.com", "mendeley"):
+        assert any(word in line for line in each)
+    assert main(["eval", "--datasets", "spleen", "--output", str(tmp_path / "o")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 2
     assert not (tmp_path / "o").exists()
     for argv in (["--modes", "6"], ["--datasets", "brain"], ["--threshold", "2"]):
         assert main(["eval", *argv]) == 2
@@ -351,5 +357,9 @@ def test_the_command_writes_everything_and_resumes(
     again = json.loads(capsys.readouterr().out)
     assert again["metrics"]["scored"] == 0
     assert Path(again["outputs"]["report"]).read_text() == page
+    argv.remove("--json")
+    assert main(argv) == 0
+    streams = capsys.readouterr()
+    assert (streams.out + streams.err).count("preset zim, unchanged") == 1
     assert main([*argv, "--box-margin", "2"]) == 1
     assert "other settings" in capsys.readouterr().err

@@ -72,7 +72,9 @@ def test_skip_existing_completes_an_interrupted_run(tiny: str, tmp_path: Path) -
     assert soft.stat().st_mtime_ns == before
 
 
-def test_a_picture_takes_flat_prompts(tiny: str, tmp_path: Path) -> None:
+def test_a_picture_takes_flat_prompts(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 60000, (20, 30)).astype(np.uint16)
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     argv = ["predict", str(tmp_path / "x.tif"), "--model", tiny, "--output", str(tmp_path / "o")]
@@ -80,7 +82,27 @@ def test_a_picture_takes_flat_prompts(tiny: str, tmp_path: Path) -> None:
     image: Any = nib.load(tmp_path / "o" / "x.label.nii.gz")
     assert image.shape == (30, 20, 1)
     assert main([*argv, "--points", "25,4,0,1", "--overwrite"]) == 2
-    assert main([*argv, "--points", "35,4", "--overwrite"]) == 1
+    capsys.readouterr()
+    for words, said in (
+        (["--points", "35,4"], "(35, 4) lies outside the 30 x 20 picture"),
+        (["--box", "35,4,50,10"], "(35, 4, 50, 10) lies outside the 30 x 20 picture"),
+    ):
+        assert main([*argv, *words, "--overwrite"]) == 1
+        assert said in capsys.readouterr().err
+    assert main([*argv, "--box", "20,-4,35,10", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_box_is_cut_at_the_edges(axis: int) -> None:
+    volume = Volume(np.zeros((12, 16, 6), np.float32), AFFINE, "v")
+    inside = slice_prompts(volume, axis, [], (4, 0, 2, 11, 9, 5))
+    for beyond in ((4, -7, 2, 99, 9, 8), (99, 9, 8, 4, -7, 2)):
+        assert slice_prompts(volume, axis, [], beyond) == inside
+    places = [(AFFINE @ [*corner, 1])[:3] for corner in ((4, -7, 2), (99, 9, 8))]
+    by_mm = slice_prompts(volume, axis, [], [*places[0], *places[1]], "mm")
+    assert list(by_mm) == list(inside)
+    for key, prompt in inside.items():
+        assert by_mm[key].box == pytest.approx(prompt.box)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -125,13 +147,16 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, code, said in (
         ([], 2, "no prompt"),
         (["--box", "1,2,3,4"], 2, "a volume takes 6"),
-        (["--box", "1,2,3,4,5,60"], 1, "outside the volume of 12 x 16 x 6"),
+        (["--box", "1,2,30,4,5,60"], 1, "(1, 2, 30, 4, 5, 60) lies outside the volume of 12 x 16"),
+        (["--points", "1,2,60"], 1, "(1, 2, 60) lies outside the volume of 12 x 16 x 6 voxels"),
         (["--points", "1,2,nan"], 2, "finite"),
         (["--points", "1,2,3", "--window", "5,1"], 1, "LO < HI"),
     ):
         assert main(["predict", scan, *words, *out]) == code
         error = capsys.readouterr().err.strip().splitlines()
         assert said in error[-1]
+    assert main(["predict", "--points", "1,2,3", scan, *out]) == 2
+    assert "put VOLUME before --points" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

@@ -123,6 +123,34 @@ def test_pictures_that_were_made_smaller_already_and_missing_ones(tmp_path):
     np.testing.assert_allclose(xy, seen(4) / 4, atol=1e-9)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    folder = model(tmp_path / "desk", binary=False)
+    plain = read_colmap(folder)
+    for path in (folder / "sparse" / "0").iterdir():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not line.startswith("#")]
+        path.write_text("".join(kept), encoding="utf-8-sig")
+    marked = read_colmap(folder)
+    assert marked.near == plain.near
+    for first, second in zip(plain.views, marked.views, strict=True):
+        np.testing.assert_array_equal(first.camera.c2w, second.camera.c2w)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("nan", "a PINHOLE camera of nan 52 31 23; expected finite numbers"),
+        ("inf", "a PINHOLE camera of inf 52 31 23; expected finite numbers"),
+        ("0", "a camera of focal length 0, 52 .*focal lengths above 0"),
+    ],
+)
+def test_a_focal_length_that_is_none_is_refused(tmp_path, monkeypatch, binary, number, said):
+    monkeypatch.setattr(f"{__name__}.OPENCV", (float(number), *OPENCV[1:]))
+    with pytest.raises(ConfigError, match=f"desk/sparse/0: {said}"):
+        read_colmap(model(tmp_path / "desk", binary=binary))
+
+
 def test_models_that_cannot_be_read_say_why(tmp_path):
     with pytest.raises(ConfigError, match=r"OPENCV_FISHEYE is not read.*image_undistorter"):
         read_colmap(model(tmp_path / "eye", binary=True, lens="OPENCV_FISHEYE"))

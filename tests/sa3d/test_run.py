@@ -224,6 +224,45 @@ def test_missing_scene_is_one_line(tmp_path, capsys):
     assert "poses_bounds.npy" in capsys.readouterr().err
 
 
+def test_a_run_folder_knows_its_scene(folder, tmp_path, capsys):
+    words = ["--output", str(folder), "--model", "oracle"]
+    assert main(["segment", *words, "--object", "cube", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["views_accepted"] > 0
+    assert main(["render", *words]) == 0
+    capsys.readouterr()
+    for command in (["segment"], ["render", "-o", str(tmp_path)], ["prepare"], []):
+        assert main([*command, "--model", "oracle"]) == 2
+        assert "the following arguments are required: --scene" in capsys.readouterr().err
+    assert main(["train", "--overwrite", *words]) == 2
+    assert "name it with --scene" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scene_without_its_name_has_no_preset_prompt(tmp_path, capsys):
+    synthetic_scene(tmp_path / "scene", size=32, views=4)
+    path = tmp_path / "scene" / "transforms.json"
+    about = json.loads(path.read_text())
+    for frame in about["frames"]:
+        frame.pop("mattes")
+    path.write_text(json.dumps(about))
+    assert main(["segment", "--output", str(tmp_path)]) == 2
+    assert "does not tell the prompt; give --points" in capsys.readouterr().err
+
+
+def test_what_stands_behind_no_flag_is_told_its_flag(folder, tmp_path, capsys):
+    for words, said in (
+        (["segment", str(folder)], f"the folder of a run with --output {folder}"),
+        ([str(folder), "--model", "oracle"], f"the folder of a run with --output {folder}"),
+        (["prepare", "fern"], "give the scene with --scene fern"),
+        (["view", str(tmp_path)], f"give the scene with --scene {tmp_path}"),
+        (["train", "--scene", "synthetic", "--stepz", "5"], "did you mean --steps?"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
 def test_help_is_quick_and_light():
     code = "import sys, zim_sa3d.cli as c; c.main(['--help']); " + (
         "assert not {'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules)"

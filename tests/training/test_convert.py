@@ -294,3 +294,16 @@ def test_plan_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert numbers["mattes"] == pytest.approx(2.238e6, rel=1e-3)  # 111,900 pictures times 20
     assert numbers["gpu_hours"] == pytest.approx(2.238e6 / 100 / 3600, abs=0.1)
     assert cli.main(["convert", "--plan"]) == 2
+
+
+def test_a_plan_is_for_the_tars_that_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--plan", "--rate", "100", "--matte-bytes", "8000", "--json"]
+    tar = tmp_path / "x.tar"
+    assert cli.main(["convert", str(tar), *flags]) == 1
+    assert f"{tar} does not exist" in capsys.readouterr().err
+    tar.touch()
+    assert cli.main(["convert", str(tmp_path), *flags]) == 0
+    numbers = json.loads(capsys.readouterr().out)["metrics"]
+    assert (numbers["source_tars"], numbers["images"]) == (1, 11190)

@@ -114,6 +114,11 @@ def test_network_takes_any_multiple_of_32_and_comes_back_from_disk(tmp_path: Pat
     (tmp_path / "converter.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="no usable converter"):
         Converter.from_pretrained(tmp_path)
+    (tmp_path / "converter.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"\(converter.safetensors is missing\)"):
+        Converter.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"gone does not exist; train one with zim-train"):
+        Converter.from_pretrained(tmp_path / "gone")
 
 
 def test_sizes_of_the_real_trunks() -> None:

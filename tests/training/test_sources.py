@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,5 +57,22 @@ def test_committed_split_is_the_rule() -> None:
 
 
 def test_missing_collection_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--data-root"):
+    with pytest.raises(ConfigError, match=r"expected the image collection .*--data-root"):
         split_table(tmp_path)
+
+
+def test_the_progress_line_ends_before_anything_else_is_said(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from zim_training import cli\n"
+        "from zim_training.data import pack\n"
+        "def stopped(*_, **__):\n"
+        "    yield 1\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    yield 2\n"
+        "pack.write_pack = stopped\n"
+        f"raise SystemExit(cli.main(['data', 'synth', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.stderr == b"\rdev: 1 shards\nzim-train data: terminated\n"
+    assert done.returncode == 128 + signal.SIGTERM

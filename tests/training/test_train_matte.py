@@ -385,6 +385,20 @@ def test_print_config_names_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
     assert (config["rate"], config["sga"], config["stl"], config["size"]) == (1e-3, 0.5, 0.5, 1024)
 
 
+def test_help_says_whose_values_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["matte", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "those of the preset default (with --init it is finetune, for packs nano" in shown
+    assert "--print-config shows those in force" in shown
+    default = PRESETS["default"]
+    assert f"times rate [{default.new_rate}]" in shown
+    assert f"sam:PATH, or none [{default.init}]" in shown
+    assert "empty for the model's [Eq. 5]" in shown
+    assert "prompt_encoder --freeze-norm" in shown  # no default, no brackets
+    assert cli.main(["--help"]) == 0
+    assert "``" not in capsys.readouterr().out
+
+
 def test_packs_have_settings_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

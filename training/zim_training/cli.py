@@ -53,7 +53,8 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_program("zim-train", __doc__ or "", COMMANDS, arguments)
+    about = "Prepare training data, train models and the label converter, and score them."
+    return run_program("zim-train", about, COMMANDS, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zim.commandline import UsageError
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 
 Config = TypeVar("Config")
 
@@ -30,16 +30,37 @@ def setting(default: Any, about: str, paper: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"about": about, "paper": paper})
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...] = ()) -> None:
-    """Give every field of a settings class a flag; a flag not given leaves the preset's value."""
-    group = parser.add_argument_group("settings (a flag overrides the preset)")
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+def add_flags(
+    parser: argparse.ArgumentParser,
+    presets: Mapping[str, Any],
+    use: str,
+    *,
+    note: str = "",
+    skip: tuple[str, ...] = (),
+) -> None:
+    """Give every field of a settings class a flag; a flag not given leaves the preset's value.
+
+    Args:
+        parser: of the command.
+        presets: by name; all of one class.
+        use: the preset whose values the help shows.
+        note: when another preset is used, for the help.
+        skip: fields without a flag.
+    """
+    group = parser.add_argument_group(
+        "settings (a flag overrides the preset)",
+        f"Values in brackets are those of the preset {use}{note}; --print-config shows those in "
+        "force.",
+    )
+    config = presets[use]
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        about = field.metadata.get("about", "")
-        paper = field.metadata.get("paper")
-        text = f"{about} [{field.default}{f'; {paper}' if paper else ''}]".replace("%", "%%")
+        about, value = field.metadata.get("about", ""), getattr(config, field.name)
+        shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+        known = "; ".join(filter(None, (shown, field.metadata.get("paper"))))
+        text = (f"{about} [{known}]" if known else about).replace("%", "%%")
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         kind = hints[field.name]
         if kind is bool:
@@ -86,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--config {path} cannot be read ({error})") from error
+        raise UsageError(f"--config {path} cannot be read ({reason(error)})") from error
     if not isinstance(data, dict):
         raise UsageError(f"--config {path} holds no JSON object")
     return data

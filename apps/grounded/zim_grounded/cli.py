@@ -13,7 +13,10 @@ FORMATS = ("rgba", "alpha", "labels", "overlay")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "zim-grounded eval scores words to mattes; see zim-grounded eval --help."
+    parser.epilog = (
+        "Without --output, results go to the current folder. zim-grounded eval scores words to "
+        "mattes; see zim-grounded eval --help."
+    )
     parser.add_argument(
         "phrases",
         nargs="*",
@@ -78,7 +81,8 @@ def add_detector_flags(parser: argparse.ArgumentParser) -> None:
         type=fraction,
         default=0.25,
         metavar="S",
-        help="least score of a word to be listed with its box [0.25]",
+        help="the JSON names the words of the phrase that score at least S in a box; which boxes "
+        "are found does not depend on it [0.25]",
     )
     group.add_argument(
         "--nms",
@@ -111,6 +115,7 @@ def _run(args: argparse.Namespace) -> Report:
 
 
 def _configure_eval(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Without --output, the table refmatte.csv goes to the current folder."
     parser.add_argument(
         "--refmatte",
         required=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ def run(args: argparse.Namespace) -> Report:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other, before anything is loaded."""
+    for phrase in (*args.phrases, *(args.without or ())):
+        if os.path.isfile(phrase):  # noqa: PTH113 (words may be too long for a Path)
+            raise UsageError(f"{phrase} is a file; give pictures with --image")
+        if phrase.lower().endswith(SUFFIXES):
+            raise UsageError(
+                f"{phrase} is no file, and looks like the name of one; give pictures with --image"
+            )
     if args.scribble and (args.phrases or args.without or args.boxes or args.detector):
         raise UsageError("--scribble takes the place of words and boxes; give one kind")
     if args.scribble and not args.image:

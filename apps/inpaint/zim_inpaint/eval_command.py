@@ -13,7 +13,7 @@ from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.commands.outputs import output_folder
 from zim.errors import OutputError
-from zim_inpaint.flags import BACKENDS, pixels_or_auto
+from zim_inpaint.flags import BACKENDS, amount, pixels_or_auto
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim-inpaint eval``."""
+    parser.epilog = "Without --output, results go to zim-inpaint-eval."
     parser.add_argument(
         "--coco", required=True, metavar="DIR", help="with annotations/ and val2017/ in it"
     )
@@ -42,13 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--points", type=positive_int, default=10, metavar="N", help="clicks per object [10]"
     )
     group.add_argument(
-        "--min-side", type=float, default=32, metavar="PX", help="of an object's box [32]"
+        "--min-side", type=amount, default=32, metavar="PX", help="of an object's box [32]"
     )
     group.add_argument(
-        "--min-area", type=float, default=1024, metavar="PX", help="of an object's mask [1024]"
+        "--min-area", type=amount, default=1024, metavar="PX", help="of an object's mask [1024]"
     )
     group.add_argument(
-        "--max-box", type=float, default=0.9, metavar="S", help="box's share of the picture [0.9]"
+        "--max-box", type=amount, default=0.9, metavar="S", help="box's share of the picture [0.9]"
     )
     group.add_argument("--all", action="store_true", help="every object that is no crowd")
     group.add_argument(
@@ -58,13 +59,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="best of several by the model's own score, or its single answer [best]",
     )
     group.add_argument(
-        "--threshold", type=float, default=0.02, metavar="A", help="of mattes; masks: any [0.02]"
+        "--threshold",
+        type=float,
+        default=0.02,
+        metavar="A",
+        help="repaint where a model's matte is above A; COCO's masks have no grey [0.02]",
     )
     group.add_argument(
         "--grow", type=pixels_or_auto, default=0, metavar="PX", help="every mask; or auto [0]"
     )
-    group.add_argument("--feather", type=float, default=0.0, metavar="PX", help="ramp [0]")
-    group.add_argument("--context", type=float, default=0.5, metavar="S", help="seen around [0.5]")
+    group.add_argument("--feather", type=amount, default=0.0, metavar="PX", help="ramp [0]")
+    group.add_argument("--context", type=amount, default=0.5, metavar="S", help="seen around [0.5]")
     group.add_argument("--work-size", type=positive_int, metavar="PX", help="longest side [512]")
     group.add_argument(
         "--backend",

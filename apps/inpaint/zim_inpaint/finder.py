@@ -100,7 +100,12 @@ class Finder:
         phrases = [part.strip() for part in words.replace(" . ", ",").split(",") if part.strip()]
         found = self._detector.detect(image, phrases)
         if not found:
-            raise PromptError(f"nothing in the picture answers {words!r}; click with --points")
+            # what the bundled detector knows, and which to use instead; others have no such text
+            limits = getattr(self._detector, "limits", None)
+            advice = f": {limits}, or" if limits else ";"
+            raise PromptError(
+                f"nothing in the picture answers {words!r}{advice} click with --points"
+            )
         return [tuple(detection.box) for detection in found]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from pathlib import Path
 
 from zim.commandline import UsageError, positive_int
 from zim.commands.prompt_flags import add_prompt_flags
@@ -15,7 +17,12 @@ MODES = ("remove", "fill", "replace")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim-inpaint``."""
-    parser.epilog = "zim-inpaint eval scores removals on COCO; see zim-inpaint eval --help."
+    parser.epilog = (
+        "Without --output, results go to the current folder. zim-inpaint eval scores removals on "
+        "COCO; see zim-inpaint eval --help."
+    )
+    # what is not behind a flag; check says where it belongs
+    parser.add_argument("strays", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument(
         "--image",
         nargs="+",
@@ -60,7 +67,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("what is repainted")
     group.add_argument("--background", metavar="COLOUR|FILE", help="for --mode replace")
-    group.add_argument("--cover", type=float, default=0.02, metavar="A", help="least alpha [0.02]")
+    group.add_argument(
+        "--cover",
+        type=faint,
+        default=0.02,
+        metavar="A",
+        help="repaint where the matte is above A (replace: below 1 - A), more than 0 and less than "
+        "0.5 [0.02]",
+    )
     group.add_argument(
         "--grow",
         type=pixels_or_auto,
@@ -69,11 +83,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="margin; auto follows the width of the matte's soft band [auto]",
     )
     group.add_argument(
-        "--feather", type=float, default=2.0, metavar="PX", help="ramp outside of the mask [2]"
+        "--feather", type=amount, default=2.0, metavar="PX", help="ramp outside of the mask [2]"
     )
     group.add_argument(
         "--context",
-        type=float,
+        type=amount,
         default=0.5,
         metavar="SHARE",
         help="surroundings to look at, as a share of the hole's longer side [0.5]",
@@ -96,8 +110,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--negative", metavar="WORDS", help="what not to paint")
     group.add_argument("--steps", type=positive_int, metavar="N", help="of denoising [50]")
-    group.add_argument("--guidance", type=float, metavar="G", help="how closely words are followed")
-    group.add_argument("--strength", type=float, metavar="S", help="share of the steps run [1]")
+    group.add_argument(
+        "--guidance", type=amount, metavar="G", help="how closely words are followed"
+    )
+    group.add_argument("--strength", type=share, metavar="S", help="share of the steps run [1]")
     group.add_argument(
         "--offload",
         choices=("none", "model", "sequential"),
@@ -120,6 +136,14 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UsageError: saying which.
     """
+    if args.strays:
+        stray = args.strays[0]
+        if Path(stray).is_file():
+            raise UsageError(f"{stray} is a file; give pictures with --image")
+        raise UsageError(
+            f"{stray} stands behind no flag; give pictures with --image, and put words that belong "
+            "together in quotes"
+        )
     if bool(args.image) == bool(args.manifest):
         raise UsageError("give pictures with --image FILE, or a list with --manifest FILE.jsonl")
     if args.output == "-":
@@ -144,3 +168,35 @@ def pixels_or_auto(text: str) -> int | str:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not auto or a whole number of pixels")
     return int(text)
+
+
+def amount(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number of at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse a number above 0 and up to 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number above 0 and up to 1")
+    return value
+
+
+def faint(text: str) -> float:
+    """Parse an alpha above 0 and below 0.5."""
+    value = _number(text)
+    if not 0 < value < 0.5:
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number above 0 and below 0.5")
+    return value
+
+
+def _number(text: str) -> float:
+    """Parse a number; what is none fails every comparison."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

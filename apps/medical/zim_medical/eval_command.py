@@ -26,7 +26,7 @@ NAMES = (*DATASETS, "folder")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim-medical eval``."""
-    parser.epilog = NOTICE
+    parser.epilog = f"Without --output, results go to medical-eval. {NOTICE}"
     parser.add_argument("--root", metavar="DIR", help="folder with the datasets [ZIM_HOME/medical]")
     parser.add_argument("--demo", action="store_true", help="use a small generated phantom set")
     parser.add_argument(
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlays", type=int, default=3, metavar="K", help="pictures shown of a dataset [3]"
     )
-    parser.add_argument("--plot", choices=("box", "violin"), default="box", help="[box]")
+    parser.add_argument("--plot", choices=("box", "violin"), default="box", help="of scores [box]")
     parser.add_argument("--oracle", action="store_true", help="also the best of three masks")
     parser.add_argument("--surface", action="store_true", help="also HD95 (mm) and NSD")
     parser.add_argument(
@@ -60,18 +60,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=tuple(PRESETS), default="zim",
         help="mazurowski: first of three masks, division by the maximum, random ties [zim]",
     )  # fmt: skip
-    group.add_argument("--mask-select", choices=("single", "first", "score"))
+    group.add_argument(
+        "--mask-select", choices=("single", "first", "score"),
+        help="which mask of a model is scored: its single answer, the first of its three, or the "
+        "one of the three that it scores best itself",
+    )  # fmt: skip
     group.add_argument(
         "--norm",
         metavar="NAME",
         help="auto, protocol, ct, mr, minmax or LO,HI: what becomes 8 bits",
     )
     group.add_argument("--tie", choices=("nearest", "random"), help="among equally deep pixels")
-    group.add_argument("--min-area", type=int, metavar="PX", help="regions that give prompts")
-    group.add_argument("--min-fg", type=positive_int, metavar="PX", help="smallest truth scored")
-    group.add_argument("--max-regions", type=positive_int, metavar="N", help="in modes 2 and 4")
+    group.add_argument(
+        "--min-area", type=int, metavar="PX", help="smaller parts of a truth give no prompt"
+    )
+    group.add_argument(
+        "--min-fg", type=positive_int, metavar="PX",
+        help="slices and pictures whose truth has fewer pixels are left out",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-regions",
+        type=positive_int,
+        metavar="N",
+        help="points or boxes at most in modes 2 and 4",
+    )
     group.add_argument("--box-margin", type=int, metavar="PX", help="added to every side of boxes")
-    group.add_argument("--connectivity", type=int, choices=(4, 8))
+    group.add_argument(
+        "--connectivity", type=int, choices=(4, 8),
+        help="pixels are of one part that touch at a side (4), or at a corner too (8)",
+    )  # fmt: skip
     group.add_argument(
         "--axis", type=_axis, metavar="NAME", help="axial, coronal, sagittal (or 2, 1, 0) or all"
     )
@@ -182,10 +199,11 @@ def _find(
     missing = [name for name in wanted if name not in found and name != "folder"]
     absent = [name for name in wanted if name not in found]
     if (args.datasets and absent) or not found:
-        what = " | ".join(REGISTRY[name].how_to_get() for name in absent)
+        for name in absent:
+            sys.stderr.write(f"zim-medical eval: {REGISTRY[name].how_to_get()}\n")
         raise ZimError(
-            f"no data for {', '.join(absent)} below {root} (--root); get: {what}. "
-            "To try the evaluation without data: zim-medical eval --demo"
+            f"no data for {', '.join(absent)} below {root} (--root); get what is listed above, or "
+            "try the evaluation without data: zim-medical eval --demo"
         )
     if missing:
         sys.stderr.write(f"zim-medical eval: not below {root}: {', '.join(missing)}\n")
@@ -262,7 +280,6 @@ def _evaluate(
     report.extra = {"preset": plan.protocol.describe(), "notice": NOTICE, "missing": missing}
     macro = [f"{m['model']} mode {m['mode']}: {m['mean']:.3f}" for m in summary["macro"]]
     report.lines = [
-        f"{NOTICE} {plan.protocol.describe()}",
         f"mean IoU over {len(scores.datasets())} datasets: {', '.join(macro)}",
         *(f"excluded {e.dataset} {e.case_id}: {e.reason}" for e in progress.exclusions),
         str(table.path),

@@ -23,7 +23,7 @@ AXIS_NAMES = ("axial", "coronal", "sagittal")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim-medical predict``."""
-    parser.epilog = NOTICE
+    parser.epilog = f"Without --output, results go to the current folder. {NOTICE}"
     parser.add_argument("volume", metavar="VOLUME", help="NIfTI, DICOM folder or file, PNG, TIFF")
     parser.add_argument(
         "--points", nargs="+", action="extend", type=_point, metavar="X,Y,Z[,LABEL]",
@@ -216,5 +216,8 @@ def _numbers(text: str, counts: tuple[int, ...], form: str) -> tuple[float, ...]
     except ValueError:
         values = ()
     if len(values) not in counts or not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not {form} with finite numbers")
+        hint = "; put VOLUME before --points" if Path(text).exists() else ""
+        raise argparse.ArgumentTypeError(
+            f"{text.strip()!r} is not {form} with finite numbers{hint}"
+        )
     return values

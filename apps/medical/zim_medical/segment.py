@@ -94,22 +94,26 @@ def slice_prompts(
         volume: where they belong.
         axis: of the slices, see :func:`zim_medical.volumes.planes`.
         points: x, y, z, label each; in pictures z is 0.
-        box: x0, y0, z0, x1, y1, z1; opposite corners, both inside the object's box.
+        box: x0, y0, z0, x1, y1, z1; opposite corners, both inside the object's box; cut at the
+            volume's edges.
         space: ``voxel`` (indices as in the file) or ``mm`` (scanner coordinates, RAS+).
 
     Returns:
         Prompts by slice number; a box prompts every slice it covers.
 
     Raises:
-        PromptError: outside the volume.
+        PromptError: a point, or all of the box, is outside the volume.
     """
     out: dict[int, SlicePrompt] = {}
     for point in points:
-        number, column, row = _place(volume, axis, point[:3], space)
+        index = _index(volume, point[:3], space)
+        if not _inside(volume, index).all():
+            raise PromptError(_outside(volume, point[:3], space))
+        number, column, row = _place(volume, axis, index)
         prompt = out.setdefault(round(number), SlicePrompt())
         prompt.points.append((column, row, int(point[3])))
     if box is not None:
-        ends = [_place(volume, axis, corner, space) for corner in (box[:3], box[3:])]
+        ends = [_place(volume, axis, corner) for corner in _cut(volume, box, space)]
         first, x0, y0 = np.min(ends, 0).tolist()
         last, x1, y1 = np.max(ends, 0).tolist()
         for number in range(round(first), round(last) + 1):
@@ -118,20 +122,52 @@ def slice_prompts(
     return dict(sorted(out.items()))
 
 
-def _place(
-    volume: Volume, axis: int, position: Sequence[float], space: str
-) -> tuple[float, float, float]:
-    """Return slice, column and row of a position."""
-    index = np.asarray(position, float)
+def _index(volume: Volume, position: Sequence[float], space: str) -> NDArray[np.float64]:
+    """Return a position as voxel indices."""
+    index = np.asarray(position, np.float64)
     if space == "mm":
-        index = np.linalg.solve(volume.affine, [*index, 1.0])[:3]
+        index = np.linalg.solve(volume.affine, [*index, 1.0])[:3].astype(np.float64)
+    return index
+
+
+def _inside(volume: Volume, index: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell for each axis whether an index lies inside; the edges are half a voxel further out."""
+    return (index >= -0.5) & (index <= np.array(volume.data.shape) - 0.5)
+
+
+def _outside(volume: Volume, position: Sequence[float], space: str) -> str:
+    """Say that a point or a box lies outside, in the numbers that were given."""
+    flat, shape = volume.plane_only, volume.data.shape
+    corners = [position[k : k + 3] for k in range(0, len(position), 3)]
+    said = ", ".join(f"{v:g}" for c in corners for v in (c[:2] if flat else c))
+    where = ""
+    if space == "mm":
+        places = (_index(volume, c, space) for c in corners)
+        where = f" (voxel {', '.join(f'{v:.1f}' for place in places for v in place)})"
+    if flat:
+        return f"({said}){where} lies outside the {shape[0]} x {shape[1]} picture"
+    return f"({said}){where} lies outside the volume of {' x '.join(map(str, shape))} voxels"
+
+
+def _cut(
+    volume: Volume, box: Sequence[float], space: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the first and last voxel indices of a box, cut at the volume's edges.
+
+    Raises:
+        PromptError: nothing of it is inside.
+    """
+    ends = np.array([_index(volume, corner, space) for corner in (box[:3], box[3:])])
+    first, last = ends.min(0), ends.max(0)
+    edge = np.array(volume.data.shape) - 1
+    if (last < -0.5).any() or (first > edge + 0.5).any():
+        raise PromptError(_outside(volume, box, space))
+    return np.clip(first, 0, edge), np.clip(last, 0, edge)
+
+
+def _place(volume: Volume, axis: int, index: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return slice, column and row of voxel indices."""
     shape = volume.data.shape
-    if not all(-0.5 <= v <= n - 0.5 for v, n in zip(index, shape, strict=True)):
-        said = ", ".join(f"{v:g}" for v in position)
-        where = f" (voxel {', '.join(f'{v:.1f}' for v in index)})" if space == "mm" else ""
-        raise PromptError(
-            f"({said}){where} lies outside the volume of {' x '.join(map(str, shape))} voxels"
-        )
     turned = np.zeros(3)
     for own, (goal, flip) in enumerate(volume.turn()):
         turned[int(goal)] = index[own] if flip == 1 else shape[own] - 1 - index[own]

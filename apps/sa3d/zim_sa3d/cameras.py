@@ -40,10 +40,11 @@ class Camera:
     height: int
 
     def __post_init__(self) -> None:
-        """Refuse poses that are no poses.
+        """Refuse poses that are no poses, and focal lengths that are none.
 
         Raises:
-            ConfigError: not 3 x 4, not finite, or the axes are not orthonormal and right-handed.
+            ConfigError: not 3 x 4, not finite, the axes are not orthonormal and right-handed, or a
+                focal length is not above 0.
         """
         pose = self.c2w
         if pose.shape != (3, 4) or not np.isfinite(pose).all():
@@ -57,6 +58,12 @@ class Camera:
             raise ConfigError(
                 "a camera pose that mirrors the world; expected right-handed axes right, up, "
                 "backward (LLFF files hold down, right, backward and must be converted)"
+            )
+        plane = (self.fx, self.fy, self.cx, self.cy)
+        if not np.isfinite(plane).all() or min(self.fx, self.fy) <= 0:
+            raise ConfigError(
+                f"a camera of focal length {self.fx:g}, {self.fy:g} and middle {self.cx:g}, "
+                f"{self.cy:g}; expected finite numbers of pixels, focal lengths above 0"
             )
 
     @property

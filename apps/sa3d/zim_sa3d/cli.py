@@ -22,20 +22,19 @@ from zim_sa3d.presets import POINTS
 
 
 def _configure(
-    parser: argparse.ArgumentParser,
-    scene: str | None = None,
-    *,
-    required: bool = True,
-    ask_with: str = "points",
+    parser: argparse.ArgumentParser, scene: str | None = None, *, ask_with: str = "points"
 ) -> None:
+    parser.epilog = "Without --output, results go to runs/SCENE."
+    # what is not behind a flag; _check says which flag it belongs to
+    parser.add_argument("strays", nargs="*", help=argparse.SUPPRESS)
     group = parser.add_argument_group("scene")
     group.add_argument(
         "--scene",
         default=scene,
-        required=required and scene is None,
         metavar="NAME|FOLDER",
         help="synthetic (built in), an LLFF or 360 scene by name, or a folder with "
-        f"transforms.json, poses_bounds.npy or COLMAP's sparse/0; presets: {', '.join(POINTS)}",
+        f"transforms.json, poses_bounds.npy or COLMAP's sparse/0; presets: {', '.join(POINTS)} "
+        f"[{scene or 'what the run folder, --output, holds'}]",
     )
     group.add_argument("--data", metavar="DIR", help="where scenes lie [ZIM_HOME/datasets]")
     group.add_argument(
@@ -64,8 +63,16 @@ def _configure(
     )
     group = parser.add_argument_group("prompt (pixels of the view at its working size)")
     group.add_argument("--view", metavar="N|NAME", help="where the prompt is [first training view]")
-    group.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y[,LABEL]")
-    group.add_argument("--box", type=parse_box, metavar="X0,Y0,X1,Y1")
+    group.add_argument(
+        "--points",
+        nargs="+",
+        type=parse_point,
+        metavar="X,Y[,LABEL]",
+        help="clicks on the object: LABEL 1 is on it (default), 0 is not",
+    )
+    group.add_argument(
+        "--box", type=parse_box, metavar="X0,Y0,X1,Y1", help="a box around the object"
+    )
     group.add_argument("--prompts", metavar="FILE", help='JSON {"view", "point", "bbox"}')
     group.add_argument(
         "--object",
@@ -75,13 +82,45 @@ def _configure(
     )
     group = parser.add_argument_group("segmentation")
     group.add_argument(
-        "--model", default="nano", metavar="NAME", help="see zim models; oracle: true mattes"
+        "--model", default="nano", metavar="NAME", help="see zim models; oracle: true mattes [nano]"
     )
-    group.add_argument("--binarize", type=fraction, default=0.3, metavar="A", help="[0.3]")
-    group.add_argument("--num-prompts", type=positive_int, default=10, metavar="N", help="[10]")
-    group.add_argument("--penalty", "--lambda", type=float, default=1.0, metavar="L", help="[1]")
-    group.add_argument("--first-view-penalty", type=float, default=5.0, metavar="L", help="[5]")
-    group.add_argument("--iou-gate", type=fraction, default=0.5, metavar="A", help="[0.5]")
+    group.add_argument(
+        "--binarize",
+        type=fraction,
+        default=0.3,
+        metavar="A",
+        help="where a view's matte is above A is its mask, which votes in 3D [0.3]",
+    )
+    group.add_argument(
+        "--num-prompts",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="clicks at most in each other view, placed on the object so far [10]",
+    )
+    group.add_argument(
+        "--penalty",
+        "--lambda",
+        type=float,
+        default=1.0,
+        metavar="L",
+        help="a pixel outside a mask votes against what it shows L times as much as one inside "
+        "votes for it [1]",
+    )
+    group.add_argument(
+        "--first-view-penalty",
+        type=float,
+        default=5.0,
+        metavar="L",
+        help="the same for the view you prompt [5]",
+    )
+    group.add_argument(
+        "--iou-gate",
+        type=fraction,
+        default=0.5,
+        metavar="A",
+        help="views whose mask overlaps the object so far by less (IoU) are left out [0.5]",
+    )
     group.add_argument(
         "--min-weight",
         type=float,
@@ -103,7 +142,9 @@ def _configure(
         help="how other views are prompted: SA3D's clicks, the box around the object so far, both "
         f"[{ask_with}]",
     )
-    group.add_argument("--passes", type=positive_int, default=1, metavar="N", help="[1]")
+    group.add_argument(
+        "--passes", type=positive_int, default=1, metavar="N", help="rounds over all views [1]"
+    )
     group.add_argument(
         "--source", choices=("photo", "render"), default="photo", help="what is segmented [photo]"
     )
@@ -111,7 +152,9 @@ def _configure(
         "--readout",
         choices=("indicator", "score", "ratio"),
         default="indicator",
-        help="[indicator]",
+        help="which pixels the masks hold; indicator: those that show mostly voxels voted for; "
+        "score: those whose votes add up to more than 0; ratio: those whose soft 3D matte is above "
+        "0.5 [indicator]",
     )
     group.add_argument(
         "--keep-pieces", action="store_true", help="keep all pieces, not only the clicked one"
@@ -135,9 +178,11 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", metavar="NAME", help="several to compare, on the same fields"
     )
     _configure(parser, "nvos")
+    parser.epilog = "Without --output, results go to runs/nvos."
 
 
 def _eval(args: argparse.Namespace) -> Report:
+    _check_strays(args)
     from zim_sa3d.nvos import evaluate
 
     return evaluate(args)
@@ -145,6 +190,7 @@ def _eval(args: argparse.Namespace) -> Report:
 
 def run(args: argparse.Namespace) -> Report:
     """Prepare, train, segment, render and export; what is there already is used."""
+    _check(args)
     from zim_sa3d.runs import Run
 
     work = Run(args)
@@ -161,6 +207,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _prepare(args: argparse.Namespace) -> Report:
+    _check(args)
     from zim_sa3d.runs import Run
 
     work = Run(args)
@@ -168,6 +215,7 @@ def _prepare(args: argparse.Namespace) -> Report:
 
 
 def _train(args: argparse.Namespace) -> Report:
+    _check(args)
     from zim_sa3d.runs import Run
 
     work = Run(args)
@@ -177,6 +225,7 @@ def _train(args: argparse.Namespace) -> Report:
 
 
 def _segment(args: argparse.Namespace) -> Report:
+    _check(args)
     from zim_sa3d.runs import Run
 
     work = Run(args)
@@ -192,6 +241,7 @@ def _segment(args: argparse.Namespace) -> Report:
 
 
 def _export(args: argparse.Namespace) -> Report:
+    _check(args)
     from zim_sa3d.mask_grid import MaskGrid
     from zim_sa3d.runs import Run
 
@@ -208,15 +258,47 @@ def _view_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
     group.add_argument("--port", type=positive_int, default=8080, metavar="N", help="port [8080]")
-    _configure(parser, required=False)  # a run folder knows its scene
+    _configure(parser)
 
 
 def _view(args: argparse.Namespace) -> Report:
+    _check_strays(args)
     if args.scene is None:
         _check_run_folder(args)
     from zim_sa3d.view import serve
 
     return serve(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse a call that names no scene, neither by --scene nor by a run folder that holds one."""
+    _check_strays(args)
+    if args.scene is not None:
+        return
+    if args.output is None or not _holds_scene(Path(args.output).expanduser()):
+        why = f" ({args.output} holds no scene)" if args.output else ""
+        raise UsageError(f"the following arguments are required: --scene{why}")
+    _check_overwrite(args)
+
+
+def _check_strays(args: argparse.Namespace) -> None:
+    """Refuse what stands behind no flag, and name the flag."""
+    if args.strays:
+        stray = args.strays[0]
+        run = _holds_scene(Path(stray).expanduser())
+        what = "the folder of a run with --output" if run else "the scene with --scene"
+        raise UsageError(f"{stray} stands behind no flag; give {what} {stray}")
+
+
+def _holds_scene(folder: Path) -> bool:
+    """Tell whether a folder is that of a run whose scene is prepared."""
+    return (folder / "scene" / "transforms.json").is_file()
+
+
+def _check_overwrite(args: argparse.Namespace) -> None:
+    """Refuse to replace a scene that nobody named."""
+    if args.overwrite:
+        raise UsageError("--overwrite would prepare the scene anew; name it with --scene")
 
 
 def _check_run_folder(args: argparse.Namespace) -> None:
@@ -226,14 +308,13 @@ def _check_run_folder(args: argparse.Namespace) -> None:
             "nothing to look at; give --output with the folder of a run, or a scene with --scene"
         )
     folder = Path(args.output).expanduser()
-    if not (folder / "scene" / "transforms.json").is_file():
+    if not _holds_scene(folder):
         what = "holds no scene" if folder.exists() else "does not exist"
         raise ZimError(
             f"{folder} {what}; give --output the folder of a run, make one with "
             f"zim-sa3d demo --output {folder}, or name a scene with --scene"
         )
-    if args.overwrite:
-        raise UsageError("--overwrite would prepare the scene anew; name it with --scene")
+    _check_overwrite(args)
 
 
 ALL = Command(
@@ -260,7 +341,10 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
+    named = words and not words[0].startswith("-")
+    # a folder in the place of a command is a scene or a run without its flag
+    stray = named and words[0] not in {c.name for c in COMMANDS} and Path(words[0]).is_dir()
+    if named and not stray:
         return run_program("zim-sa3d", ALL.summary, COMMANDS, words)
     return run_command("zim-sa3d", ALL, words)
 

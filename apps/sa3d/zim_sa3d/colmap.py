@@ -52,7 +52,7 @@ class Lens:
         """Return (fx, fy, cx, cy) and the distortion in OpenCV's order.
 
         Raises:
-            ConfigError: the model is none that OpenCV can undo in a plane.
+            ConfigError: the model is none that OpenCV can undo in a plane, or its numbers are none.
         """
         if self.model not in _READABLE:
             raise ConfigError(
@@ -60,6 +60,9 @@ class Lens:
                 "run colmap image_undistorter and give its output folder"
             )
         values, wanted = self.parameters, dict(_MODELS)[self.model]
+        if not np.isfinite(values).all():
+            said = " ".join(f"{v:g}" for v in values)
+            raise ConfigError(f"a {self.model} camera of {said}; expected finite numbers")
         if len(values) != wanted:
             raise ConfigError(
                 f"a {self.model} camera of {len(values)} parameters; expected {wanted}"
@@ -167,7 +170,7 @@ def _read_model(model: Path) -> tuple[dict[int, Lens], list[Pose], NDArray[np.fl
 
 def _rows(path: Path) -> list[str]:
     """Return a text file's lines without comments; empty ones stay, they mean no features."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 

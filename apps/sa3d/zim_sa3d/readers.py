@@ -102,7 +102,7 @@ def read_transforms(folder: Path) -> Scene:
     """
     path = folder / "transforms.json"
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         about: dict[str, Any] = data.get("zim_sa3d", {})
         model = str(data.get("camera_model", "OPENCV"))
         if model not in _FLAT or data.get("is_fisheye"):

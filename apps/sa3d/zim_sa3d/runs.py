@@ -116,6 +116,11 @@ class Run:
             return ScenePrompt(view, (middle_of(scene.views[view].matte(args.object)),), (1,))
         if args.object and scene.objects:
             raise UsageError(f"--object {args.object}: expected one of {', '.join(scene.objects)}")
+        if args.scene is None:
+            raise UsageError(
+                f"{self.folder} does not tell the prompt; give --points X,Y (and --view), --box, "
+                "--prompts FILE.json, or --scene NAME for the preset of a known scene"
+            )
         name = Path(args.scene).name
         if name in POINTS:
             scale = 4 / args.factor

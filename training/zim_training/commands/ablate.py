@@ -10,8 +10,7 @@ from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim_training.ablations import TABLES, layout
-from zim_training.commands.common import existing, run_folder
-from zim_training.commands.converter import COLLECTION
+from zim_training.commands.common import COLLECTION, add_data_root, existing, run_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", choices=tuple(TABLES), required=True, help="of the paper")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, minutes on a CPU")
     parser.add_argument("--data", metavar="DIR", help="shards or pictures (tables 4 and 8)")
-    parser.add_argument("--data-root", metavar="DIR", help=f"image collection [{COLLECTION}]")
+    add_data_root(parser)
     parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each row")
     parser.add_argument("--size", type=int, default=0, metavar="N", help="table 3: view side")
     parser.add_argument("--views", type=int, default=48, metavar="N", help="table 3: scored views")

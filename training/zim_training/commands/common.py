@@ -9,6 +9,20 @@ from typing import Any
 from zim.commandline import Report, UsageError
 from zim_training.options import describe
 
+#: where the image collection is looked for
+COLLECTION = "../shared/data"
+
+
+def add_data_root(
+    parser: argparse.ArgumentParser, use: str = "", default: str | None = None
+) -> None:
+    """Add ``--data-root``, the folder of the image collection."""
+    parser.add_argument(
+        "--data-root", default=default, metavar="DIR",
+        help="folder of the image collection: index.csv with foregrounds/, photos/ and segments/ "
+        f"(docs/nano.md){use} [{COLLECTION}]",
+    )  # fmt: skip
+
 
 def run_folder(args: argparse.Namespace, command: str) -> Path:
     """Return ``--output`` as the folder of a run.

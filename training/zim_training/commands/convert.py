@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.errors import ZimError
 from zim_training.commands.common import printed, run_folder
 from zim_training.convert.config import ConvertConfig
 from zim_training.options import add_config_flags, add_flags, chosen
@@ -29,7 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="one process, this rank's share of the tars, or a pool of Ray actors [local]",
     )  # fmt: skip
     parser.add_argument("--actors", type=int, default=2, metavar="N", help="Ray actors [2]")
-    parser.add_argument("--plan", action="store_true", help="estimate the work and stop")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="estimate the work for the tars given, else for all of SA-1B, and stop",
+    )
     parser.add_argument("--rate", type=float, default=0.0, metavar="X", help="plan: mattes/s a GPU")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="plan: GPUs [8]")
     parser.add_argument(
@@ -37,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verify", action="store_true", help="hash finished shards and stop")
     add_config_flags(parser, PRESETS, "full")
-    add_flags(parser, ConvertConfig, skip=("seed",))
+    add_flags(parser, PRESETS, "full", skip=("seed",))
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -128,14 +133,18 @@ def _summarise(report: Report, done: list[dict[str, Any]], out: Path) -> None:
 
 
 def _plan(args: argparse.Namespace, config: ConvertConfig) -> Report:
-    from zim_training.convert.plan import plan
+    from zim_training.convert.plan import SA1B_TARS, plan
 
+    sources = _sources(args.tars) if args.tars else []
+    if missing := [source for source in sources if not Path(source).is_file()]:
+        raise ZimError(f"{missing[0]} does not exist; check the path")
     if args.rate <= 0 or args.matte_bytes <= 0:
         raise UsageError(
             "--plan needs a measured --rate (mattes/s of one GPU, printed by a conversion) and "
             "--matte-bytes (mean size of a PNG)"
         )
-    numbers = plan(config, args.rate, args.matte_bytes, args.gpus)
+    tars = len(sources) or SA1B_TARS
+    numbers = plan(config, args.rate, args.matte_bytes, args.gpus, tars)
     lines = [f"{name.replace('_', ' '):18} {value}" for name, value in numbers.items()]
     return Report(metrics=numbers, lines=lines, extra={"config": asdict(config)})
 

@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
-from zim_training.commands.common import existing, printed, run_folder
+from zim_training.commands.common import COLLECTION, add_data_root, existing, printed, run_folder
 from zim_training.converter.config import PRESETS, TRUNKS, ConverterConfig
 from zim_training.options import add_config_flags, add_flags, chosen
-
-COLLECTION = "../shared/data"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data", action="append", default=[], metavar="DIR",
         help="matting sets (or a folder of them, or a manifest); none trains on procedural mattes",
     )  # fmt: skip
-    parser.add_argument(
-        "--data-root", metavar="DIR", help=f"image collection for backgrounds [{COLLECTION}]"
-    )
+    add_data_root(parser, "; gives backgrounds, objects and rigid labels")
     parser.add_argument(
         "--init", default="none", metavar="SOURCE",
         help="SAM 2.1 weights of the trunk: hub, a folder, or none [none]",
     )  # fmt: skip
-    add_flags(parser, ConverterConfig, skip=("seed",))
+    add_flags(parser, PRESETS, "default", skip=("seed",))
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -71,7 +67,7 @@ def configure_eval(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR",
         help="a test set in MicroMat's layout (seg to matte), or any matting set; none: procedural",
     )  # fmt: skip
-    parser.add_argument("--data-root", metavar="DIR", help=f"image collection [{COLLECTION}]")
+    add_data_root(parser)
     parser.add_argument("--size", type=int, default=1024, metavar="N", help="view side [1024]")
     parser.add_argument("--views", type=int, default=48, metavar="N", help="procedural views [48]")
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from zim.commandline import Report, UsageError, timed
+from zim_training.commands.common import COLLECTION, add_data_root
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="sets to check, or where packs (synth), pictures to score (outlines) or a smaller "
         "collection (reduce) go",
     )
+    add_data_root(parser, "; for all actions but check", COLLECTION)
     parser.add_argument(
-        "--data-root", default="../shared/data", metavar="DIR", help="image collection"
+        "--scenes", type=int, default=9600, metavar="N", help="synth: training scenes [9600]"
     )
-    parser.add_argument("--scenes", type=int, default=9600, metavar="N", help="training scenes")
-    parser.add_argument("--dev-scenes", type=int, default=288, metavar="N", help="dev scenes")
+    parser.add_argument(
+        "--dev-scenes", type=int, default=288, metavar="N", help="synth: dev scenes [288]"
+    )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="synth: processes that draw scenes [1]"
     )
@@ -150,12 +159,45 @@ def _synth(args: argparse.Namespace) -> Report:
         "layers": (write_layers, args.layers, shared),
         "train": (write_pack, args.scenes, train),
     }
-    with timed(report.seconds, "synth"):
+    with timed(report.seconds, "synth"), _one_line() as say:
         for name, (write, count, options) in parts.items():
             split = "dev" if name == "dev" else "train"
             for done in write(root, out / name, split, count, **options) if count else ():
-                sys.stderr.write(f"\r{name}: {done} shards")
-    sys.stderr.write("\n")
+                say(f"{name}: {done} shards")
     report.outputs["pack"] = str(out)
     report.lines.append(str(out))
     return report
+
+
+@contextmanager
+def _one_line() -> Generator[Callable[[str], None]]:
+    """Give a function that rewrites a line of stderr; whatever is said next begins a new one."""
+    shown, process = False, os.getpid()
+
+    def say(text: str) -> None:
+        nonlocal shown
+        sys.stderr.write(f"\r{text}")
+        shown = True
+
+    def leave() -> None:
+        nonlocal shown
+        if shown:
+            sys.stderr.write("\n")
+        shown = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:  # not in what was forked
+            leave()
+        if callable(before):
+            before(number, frame)
+
+    before = signal.getsignal(signal.SIGTERM)
+    ours = callable(before) and threading.current_thread() is threading.main_thread()
+    if ours:  # the command's own handler speaks before this block is left
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield say
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+        leave()

@@ -6,14 +6,12 @@ import argparse
 from pathlib import Path
 
 from zim.commandline import Report, apply_runtime, timed
-from zim_training.commands.common import run_folder
+from zim_training.commands.common import COLLECTION, add_data_root, run_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument(
-        "--data-root", default="../shared/data", metavar="DIR", help="image collection"
-    )
+    add_data_root(parser, default=COLLECTION)
     parser.add_argument("--minutes", type=float, default=34.0, help="length of the schedule [34]")
     parser.add_argument("--batch", type=int, default=16, help="composites per step [16]")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate [2e-3]")

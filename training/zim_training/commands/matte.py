@@ -66,7 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
                         metavar="N", help="the same as --steps")  # fmt: skip
-    add_flags(parser, TrainConfig, skip=("seed",))
+    note = " (with --init it is finetune, for packs nano, if --preset names none)"
+    add_flags(parser, PRESETS, "default", note=note, skip=("seed",))
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zim._extras import require
-from zim.errors import CheckpointError, ConfigError
+from zim.errors import CheckpointError, ConfigError, reason
 from zim.output import atomic_write
 from zim_training.converter.config import TRUNKS, TrunkConfig
 
@@ -127,7 +127,9 @@ class Converter(nn.Module):
         Raises:
             CheckpointError: nothing usable is there.
         """
-        folder = Path(folder)
+        given = folder = Path(folder)
+        if not given.exists():
+            raise CheckpointError(f"{given} does not exist; train one with zim-train converter")
         if not (folder / "converter.json").is_file():
             folder = folder / "export"
         try:
@@ -141,8 +143,10 @@ class Converter(nn.Module):
         except ConfigError:
             raise
         except Exception as error:
+            files = (folder / "converter.json", folder / "converter.safetensors")
+            missing = next((f"{file.name} is missing" for file in files if not file.is_file()), "")
             raise CheckpointError(
-                f"{folder} holds no usable converter ({type(error).__name__}: {error}); expected "
+                f"{given} holds no usable converter ({missing or reason(error)}); expected "
                 "converter.json and converter.safetensors, as zim-train converter writes them"
             ) from error
         return model.eval()

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ConfigError, ImageError, OutputError
+from zim.errors import ConfigError, ImageError, OutputError, reason
 from zim.images import load_image
 from zim.output import atomic_write, encode_alpha
 
@@ -209,7 +209,7 @@ def read_index(tar: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
         end = tar.stat().st_size
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{tar}: shard or index missing ({error})") from error
+        raise ConfigError(f"{tar}: shard or index missing ({reason(error)})") from error
     for row in rows:
         if row["json"][0] + row["json"][1] > end:
             raise ConfigError(f"{tar} is shorter than its index says; convert it again")

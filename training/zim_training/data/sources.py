@@ -63,7 +63,10 @@ def list_sources(root: Path, folder: str, split: Split | None = None) -> list[So
         raise ConfigError(f"{folder!r} must not be trained on; expected one of {FOLDERS}")
     index = root / "index.csv"
     if not index.is_file():
-        raise ConfigError(f"{index} does not exist; pass --data-root with the image collection")
+        raise ConfigError(
+            f"{index} does not exist; expected the image collection (docs/nano.md), "
+            "which is not part of the package; give its folder with --data-root"
+        )
     sources = []
     with index.open(newline="") as handle:
         for row in csv.DictReader(handle):

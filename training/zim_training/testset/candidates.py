@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from zim.automatic import ZimAutomaticMaskGenerator
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
 from zim.images import load_image
 from zim.output import atomic_write, encode_alpha, encode_rgb
 from zim_training.convert.config import ConvertConfig
@@ -94,6 +94,6 @@ def read_candidates(out: Path) -> list[dict[str, Any]]:
         return json.loads((out / LIST).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{out} holds no candidates ({error}); make them first: "
+            f"{out} holds no candidates ({reason(error)}); make them first: "
             f"zim-train testset IMAGES --converter RUN --output {out}"
         ) from error
