@@ -24,7 +24,7 @@ from zim.viz import draw_prompts
 
 RGB = picture(60, 80)
 SIZE = (60, 80)
-CLICK = {"points": [(30, 25)]}
+CLICK: dict[str, Any] = {"points": [(30, 25)]}
 
 
 def set_up(model: zim.Zim | None = None) -> zim.ZimPredictor:
@@ -160,8 +160,10 @@ def test_bfloat16_and_lists_are_numbers_too() -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     low = torch.from_numpy(predictor.predict(coords, [1], multimask_output=False)[2])
     for name, value in (("mask", mask), ("low_res", low)):
-        found = [predictor.predict_batch([{name: v}])[0] for v in (value, value.bfloat16())]
-        np.testing.assert_allclose(*found, atol=0.2)
+        exact, rounded = (
+            predictor.predict_batch([{name: v}])[0] for v in (value, value.bfloat16())
+        )
+        np.testing.assert_allclose(exact, rounded, atol=0.2)
 
 
 def test_painted_scribbles_come_in_every_form() -> None:

@@ -61,7 +61,8 @@ def turned(prompt: dict[str, Any]) -> dict[str, Any]:
 
 def spy_on_cues(monkeypatch: pytest.MonkeyPatch, grabcut: bool = True) -> list[int]:
     """Note how many prompts cues are computed for, and leave GrabCut out where it says so."""
-    original, asked = zim.cues.compute_cues, []
+    original: Any = zim.cues.compute_cues
+    asked: list[int] = []
 
     def spy(image: Any, points: Any, *rest: Any) -> Any:
         asked.append(len(points))
