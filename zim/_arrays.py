@@ -17,3 +17,17 @@ def as_numpy(values: Any) -> np.ndarray:
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()
     return np.asarray(values)
+
+
+def full_scale(values: np.ndarray) -> int | None:
+    """Return what stands for 1 in a mask or matte of integers.
+
+    0 and 1 is a binary mask in any type; beyond that the range tells the depth.
+
+    Returns:
+        1, 255 or 65535; None for values that are neither.
+    """
+    if values.dtype == np.bool_ or not values.size:
+        return 1
+    low, high = int(values.min()), int(values.max())
+    return next((full for full in (1, 255, 65535) if low >= 0 and high <= full), None)

@@ -14,13 +14,14 @@ import torch
 from zim.errors import CheckpointError, ConfigError
 from zim.images import load_image
 from zim.model.matting import ZimNetwork
-from zim.onnx.layout import fetch, is_onnx_folder, official
+from zim.onnx.layout import DECODER, ENCODER, METADATA, fetch, is_onnx_folder, official
 from zim.predictor import ZimPredictor
 from zim.pretrained import Zim
 from zim.processor import bfloat16_units
 from zim.prompts import Prompt
 from zim.weights.registry import REGISTRY
 from zim.weights.rivals import RIVALS
+from zim.weights.store import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from zim.result import Matte
@@ -159,6 +160,10 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
+#: what a folder's answers depend on
+_FILES = (CONFIG, WEIGHTS, ENCODER, DECODER, METADATA)
+
+
 @functools.lru_cache(maxsize=2)
 def _loaded(name: str, state: Hashable) -> Zim:
     """Load a model; ``state`` differs when its files do."""
@@ -166,12 +171,20 @@ def _loaded(name: str, state: Hashable) -> Zim:
 
 
 def _state_of(name: str) -> Hashable:
-    """Return names, sizes and times of the files of a local model; None for other names."""
+    """Return sizes and times of the files of a local model; nothing of other names."""
+    if name in REGISTRY or name in RIVALS or official(name):
+        return ()
     path = Path(name)
-    if not path.exists():
-        return None
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    beside = [path, path.with_suffix(".json"), path.parent / CONFIG]
+    files = [path / file for file in _FILES] if path.is_dir() else beside
+    state: list[tuple[int, int] | None] = []
+    for file in files:
+        try:
+            about = file.stat()
+            state.append((about.st_size, about.st_mtime_ns))
+        except OSError:
+            state.append(None)
+    return tuple(state)
 
 
 def matte(

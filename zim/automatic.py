@@ -129,6 +129,19 @@ class ZimAutomaticMaskGenerator:
         _check_choice("alpha_dtype", alpha_dtype, ("float32", "uint8"))
         _check_whole("crop_n_layers", crop_n_layers, 0)
         _check_whole("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1)
+        for name, value in (
+            ("pred_iou_thresh", pred_iou_thresh),
+            ("stability_score_thresh", stability_score_thresh),
+            ("stability_score_offset", stability_score_offset),
+            ("outline_contrast_thresh", outline_contrast_thresh),
+            ("box_nms_thresh", box_nms_thresh),
+            ("crop_nms_thresh", crop_nms_thresh),
+            ("crop_overlap_ratio", crop_overlap_ratio),
+            ("mask_threshold", mask_threshold),
+            ("min_mask_region_area", min_mask_region_area),
+        ):
+            if value is not None and not isinstance(value, int | float | np.number):
+                raise ConfigError(f"{name} is {value!r}; expected a number")
         if not 0 <= min_mask_region_area < math.inf:
             raise ConfigError(
                 f"min_mask_region_area is {min_mask_region_area}; expected pixels, 0 or more"
@@ -182,7 +195,7 @@ class ZimAutomaticMaskGenerator:
         if stability_score_thresh is None:
             stability_score_thresh = usual.stability_score_thresh
         if point_grids is None:
-            side = usual.points_per_side if points_per_side is None else points_per_side
+            side = usual.points_per_side if points_per_side is None else int(points_per_side)
             self.point_grids = layer_grids(side, crop_n_layers, crop_n_points_downscale_factor)
         else:
             self.point_grids = [_grid(given) for given in point_grids]
@@ -199,15 +212,15 @@ class ZimAutomaticMaskGenerator:
             mask_threshold=mask_threshold,
             box_nms_thresh=box_nms_thresh,
             tokens=slice(1, None) if multimask == 3 else slice(None),
-            points_per_batch=points_per_batch,
+            points_per_batch=None if points_per_batch is None else int(points_per_batch),
             outline_contrast_thresh=outline_contrast_thresh,
         )
-        self.crop_n_layers = crop_n_layers
+        self.crop_n_layers = int(crop_n_layers)
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
         self.min_mask_region_area = min_mask_region_area
         self.output_mode: OutputMode = output_mode
-        self.max_masks = max_masks
+        self.max_masks = None if max_masks is None else int(max_masks)
         self.alpha_dtype = alpha_dtype
 
     @torch.inference_mode()

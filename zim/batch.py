@@ -132,8 +132,8 @@ def read_rows(source: Path) -> list[Row]:
         results = tuple(p.parents[1] for p in source.rglob(RECIPE))
         if source in results:
             raise ImageError(
-                f"{source} holds mattes of zim batch, which would be taken for pictures; give "
-                "--output a folder of its own"
+                f"{source} holds mattes of zim batch, which would be taken for pictures; give the "
+                "folder of the pictures themselves"
             )
         files = sorted(
             p

@@ -66,7 +66,11 @@ def install_advice(extra: str) -> str:
     """
     where = ", in an environment of its own" if extra in APART else ""
     checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file():
+    try:
+        ours = 'name = "zim-toolkit"' in (checkout / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        ours = False
+    if ours:
         return f"pip install -e '{checkout}[{extra}]'{where}"
     return f"pip install 'zim-toolkit[{extra}]'{where}"
 

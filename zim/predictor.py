@@ -34,7 +34,7 @@ from zim.framing import (
 )
 from zim.geometry import Frame, ResizeLongestSide
 from zim.images import load_image
-from zim.model.fast import forget_if_changed, without_autocast
+from zim.model.fast import forget, without_autocast
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.parallel import each, spread, workers
 from zim.prompt_batch import as_prompt, move_into, split_batch
@@ -46,6 +46,8 @@ from zim.views import View, cues_of, decode_views, encode_views
 
 #: crops that are encoded and decoded at a time, by all threads together
 CROPS = 12
+#: prompts whose cues are kept for a second opinion while others have their first look
+CUES_KEPT = 64
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
 #: there, alpha below this is background and above one minus it foreground: small networks never
@@ -69,7 +71,10 @@ class ZimPredictor:
     """
 
     def __init__(self, model: ZimNetwork) -> None:
-        """Wrap a model; it is switched to evaluation mode and stays on its device."""
+        """Wrap a model; it is switched to evaluation mode and stays on its device.
+
+        Where it is back in training mode later, it leaves that for as long as it is asked.
+        """
         if isinstance(model, str | Path):
             raise ConfigError(
                 f"{str(model)!r} is a name; expected a model: zim.ZimPredictor(zim.load(...)) or "
@@ -145,7 +150,8 @@ class ZimPredictor:
         Raises:
             ImageError: one cannot be read or used, or there is none.
         """
-        if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
+        one = isinstance(images, np.ndarray | Tensor) and images.ndim != 4
+        if one or isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
             raise ImageError(
                 f"set_image_batch got a {type(images).__name__}; expected a list of pictures"
             )
@@ -156,7 +162,6 @@ class ZimPredictor:
         self._keep(pictures, [View.of(rgb, self.model.config.image_size) for rgb in pictures])
 
     def _keep(self, pictures: list[np.ndarray], views: list[View]) -> None:
-        forget_if_changed(self.model)
         with _as_loaded(self.model):
             self.features = encode_views(self.model, views)
         self._pictures, self._views = pictures, views
@@ -425,7 +430,7 @@ class ZimPredictor:
             low[rows], iou[rows] = decode_views(
                 self.model, self.features, self._views, where, asking, tokens, planes
             )
-            if planes is not None:
+            if planes is not None and len(cues) < CUES_KEPT:
                 for j in torch.nonzero(doubts(self.model.config, iou[rows])).flatten().tolist():
                     cues[rows[j]] = planes[j].copy()
 
@@ -449,6 +454,8 @@ class ZimPredictor:
         self._in_parts(look, seen)
         windows = [self._window(*asked[i], low[i]) if framing else None for i in range(len(asked))]
         whole = [i for i, window in enumerate(windows) if window is None]
+        for i in set(cues) - set(whole):
+            del cues[i]
         self._in_parts(look, sorted(set(whole) - set(seen)))
         self._in_parts(show, whole)
         cropped = [i for i, window in enumerate(windows) if window is not None]
@@ -540,12 +547,19 @@ class ZimPredictor:
 @contextlib.contextmanager
 def _as_loaded(model: ZimNetwork) -> Iterator[None]:
     """Compute in evaluation mode, and a model in half precision without the caller's autocast."""
-    if model.training:
+    modes = [(m, m.training) for m in model.modules()] if model.training else []
+    if modes:
         model.eval()
     half = model.dtype != torch.float32
     apart = without_autocast(model.device) if half else contextlib.nullcontext()
-    with apart, np.errstate(under="ignore"):  # far from a click its weight is nothing
-        yield
+    try:
+        with apart, np.errstate(under="ignore"):  # far from a click its weight is nothing
+            yield
+    finally:
+        for module, training in modes:  # not by train(), which would wake frozen parts
+            module.training = training
+        if modes:
+            forget(model)
 
 
 def _read(image: Any, image_format: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from zim._arrays import as_numpy
+from zim._arrays import as_numpy, full_scale
 from zim.errors import PromptError
 
 #: a scribble becomes at most this many positive points (paper, appendix C)
@@ -191,15 +191,12 @@ def check_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
         raise PromptError(
             f"the mask has shape {values.shape}; expected the picture's {size[0]} x {size[1]}"
         )
-    if values.dtype == np.bool_:
-        return values.astype(np.float32)
-    if np.issubdtype(values.dtype, np.integer) and values.size:
-        # 0 and 1 is a binary mask in any type; beyond that the range tells the depth
-        low, high = int(values.min()), int(values.max())
-        full = next((f for f in (1, 255, 65535) if high <= f), None)
-        if low < 0 or full is None:
+    if values.dtype.kind in "biu":
+        full = full_scale(values)
+        if full is None:
             raise PromptError(
-                f"mask values run from {low} to {high}; expected 0 to 1, 255 or 65535"
+                f"mask values run from {values.min()} to {values.max()}; expected 0 to 1, 255 or "
+                "65535"
             )
         return (values / full).astype(np.float32)
     values = _numbers(values, "mask").astype(np.float32)
@@ -275,9 +272,21 @@ def _painted(scribble: Any, size: tuple[int, int]) -> np.ndarray | None:
     """Return a painted mask, H x W; None if the scribble is strokes."""
     if isinstance(scribble, Sequence):
         return None
+    if hasattr(scribble, "getbands"):  # a PIL image
+        if scribble.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK"):
+            scribble = scribble.convert("RGBA")
+        values = np.asarray(scribble)
+        if values.ndim == 3 and values.shape[2] == 4:  # paint on nothing, or an opaque picture
+            clear = values[..., 3].min() < 255
+            values = values[..., 3] if clear else values[..., :3].max(2)
+        elif values.ndim == 3:
+            values = values.max(2)
+        return values
     values = _array(scribble, "the scribble")
     if values.ndim == 3 and values.shape[:2] == size and values.shape[2] in (1, 3):
-        values = values.max(2)
+        return values.max(2)
+    if values.ndim == 3 and values.shape[1:] == size and values.shape[0] in (1, 3):
+        return values.max(0)
     return values if values.shape == size and size[1] != 2 else None
 
 

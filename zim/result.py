@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from zim import viz
-from zim._arrays import as_numpy
+from zim._arrays import as_numpy, full_scale
 from zim.errors import ImageError, OutputError
 from zim.foreground import ForegroundMethod, estimate_foreground
 from zim.images import load_image
@@ -37,8 +37,8 @@ class Matte:
 
     Attributes:
         image: the picture, H x W x 3 uint8, RGB.
-        alpha: how much of each pixel is the object, H x W float32 in [0, 1]; given as uint8,
-            uint16, bool, another float or a tensor, it is brought into that form.
+        alpha: how much of each pixel is the object, H x W float32 in [0, 1]; given as
+            integers, bool, another float or a tensor, it is brought into that form.
         score: the model's own estimate of the matte's quality, about 0 to 1.
         box: the box that asked for it, x0, y0, x1, y1 in pixels, if there was one.
         low_res: logits h x w, to be given back as a prompt for a better answer.
@@ -186,16 +186,17 @@ def _as_alpha(alpha: Any) -> NDArray[np.float32]:
     """Return a matte as float32, in [0, 1]."""
     values = as_numpy(alpha)
     if values.dtype != np.float32:
-        full = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(values.dtype, 1)
-        if values.dtype.kind not in "fb" and full == 1:
+        full = full_scale(values) if values.dtype.kind in "biu" else 1
+        if full is None or values.dtype.kind not in "biuf":
             raise ImageError(
-                f"a matte of type {values.dtype}; expected float in [0, 1], uint8, uint16 or bool"
+                f"a matte of type {values.dtype}; expected float in [0, 1], bool, or integers up "
+                "to 1, 255 or 65535"
             )
         values = values.astype(np.float32) / np.float32(full)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
         raise ImageError(f"a matte with values from {low:g} to {high:g}; expected 0 to 1")
-    return values
+    return values if low >= 0 and high <= 1 else np.clip(values, 0, 1)
 
 
 def _background(background: Any, size: tuple[int, ...]) -> NDArray[Any]:

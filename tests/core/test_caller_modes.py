@@ -65,15 +65,19 @@ def test_autocast_leaves_no_traces(kind: torch.dtype, dtype: str) -> None:
     alike(answers(predictor), wanted)
 
 
-def test_a_model_in_training_mode_is_put_out_of_it() -> None:
+def test_training_mode_is_left_for_the_answer_and_comes_back() -> None:
     model = tiny_model(TINY_NANO)
     predictor = zim.ZimPredictor(model)
     wanted = answers(predictor)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
+    model.mask_decoder.pixel_decoder.eval()  # as whoever trains the rest
     alike(answers(predictor), wanted)
-    model.train()
     alike(predictor.predict_batch(ASKED), wanted)
+    assert model.training
+    assert model.image_encoder.training
+    assert not model.mask_decoder.pixel_decoder.training
+    model.eval()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
 

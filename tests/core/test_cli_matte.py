@@ -502,6 +502,16 @@ def test_a_rival_answers_as_in_batch_and_evaluation(
         assert run.err == f"zim matte: {flag} is for ZIM's own models, not grabcut; leave it out\n"
 
 
+def test_a_name_that_is_too_long_stops_no_other(
+    capsys: pytest.CaptureFixture[str], model: str, photo: Path, tmp_path: Path
+) -> None:
+    long = "x" * 300 + ".png"
+    words = ["matte", str(photo), long, "--model", model, "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "File name too long" in capsys.readouterr().err
+    assert len(files(tmp_path / "out")) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("", "is a folder; give its pictures"), ("gone.png", "does not exist")]
 )

@@ -91,7 +91,7 @@ def test_a_malformed_box_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["300,200,150,100", "10,20,10,40", "10,20,40,20"])
 def test_a_box_of_width_and_height_is_noticed(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="not X,Y,WIDTH,HEIGHT"):
+    with pytest.raises(argparse.ArgumentTypeError, match="nor X,Y,WIDTH,HEIGHT"):
         parse_box(text)
 
 

@@ -33,5 +33,6 @@ def test_reasons_are_words_and_not_pythons_names(make: Any, said: str) -> None:
 
 def test_extras_that_fit_no_other_want_an_environment_of_their_own() -> None:
     assert install_advice("eval").endswith("[eval]'")
+    assert "-e" in install_advice("eval")
     assert "environment of its own" in install_advice("nerfstudio")
     assert "environment of its own" in str(MissingExtraError("groundingdino", "groundingdino"))

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 import zim
+from zim import api
 from zim.errors import ConfigError, ImageError, PromptError
 from zim.images import load_image, read_alpha
 from zim.mask_record import Deferred, MaskRecord
+from zim.model import fast
 from zim.prompts import Prompt, scribble_points
 from zim.refine import refine
 from zim.result import Matte
@@ -59,6 +61,50 @@ def test_weights_written_behind_torchs_back_are_noticed(
     write(model, other)
     predictor.set_image(RGB)
     np.testing.assert_array_equal(predictor.predict_batch([CLICK])[0], wanted)
+
+
+def test_weights_are_watched_after_they_were_replaced() -> None:
+    model, other = (tiny_model(TINY_NANO, seed) for seed in (0, 1))
+    predictor = set_up(model)
+    predictor.predict_batch([CLICK])
+    model.load_state_dict(tiny_model(TINY_NANO, 2).state_dict(), assign=True)
+    predictor.set_image(RGB)
+    predictor.predict_batch([CLICK])
+    copy_by_numpy(model, other)
+    predictor.set_image(RGB)
+    wanted = set_up(other).predict_batch([CLICK])[0]
+    np.testing.assert_array_equal(predictor.predict_batch([CLICK])[0], wanted)
+
+
+def test_what_is_no_plain_memory_is_left_alone() -> None:
+    freed = torch.ones(4)
+    freed.untyped_storage().resize_(0)
+    odd = (
+        freed,
+        torch.ones(1).expand(1 << 33),
+        torch.eye(3).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.ones(2, 3).to_mkldnn(),
+        torch.ones(0),
+    )
+    assert all(fast._trace(tensor) == b"" for tensor in odd)
+    plain = torch.arange(12.0)
+    assert len(fast._trace(plain)) == 16
+    assert fast._trace(plain[4:]) == fast._trace(plain[4:].clone())
+
+
+def test_a_folder_named_like_a_model_is_nothing_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = api._state_of("nano")
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "dangling").symlink_to("nowhere")
+    assert api._state_of("nano") == before
+    (tmp_path / "mine.safetensors").touch()
+    alone = api._state_of("mine.safetensors")
+    (tmp_path / "mine.json").touch()
+    assert api._state_of("mine.safetensors") != alone
 
 
 def test_a_model_folder_is_read_again_when_its_files_change(tmp_path: Path) -> None:
@@ -112,7 +158,10 @@ def test_only_arrays_are_bgr(tmp_path: Path) -> None:
         np.testing.assert_array_equal(predictor.image, RGB)
 
 
-@pytest.mark.parametrize("given", ["x.jpg", b"x", Path("x.jpg"), Image.new("RGB", (4, 4)), None])
+@pytest.mark.parametrize(
+    "given",
+    ["x.jpg", b"x", Path("x.jpg"), Image.new("RGB", (4, 4)), None, RGB, torch.from_numpy(RGB)],
+)
 def test_a_batch_of_pictures_is_a_list(given: Any) -> None:
     with pytest.raises(ImageError, match="expected a list of pictures"):
         set_up().set_image_batch(given)
@@ -177,7 +226,15 @@ def test_painted_scribbles_come_in_every_form() -> None:
         painted[..., None],
         Image.fromarray(painted).convert("RGB"),
         painted > 0,
+        torch.from_numpy(painted)[None],
+        torch.from_numpy(painted).expand(3, *SIZE),
+        Image.fromarray(painted).convert("P"),
+        Image.fromarray(painted).convert("RGBA"),
+        Image.fromarray(painted).convert("1"),
     ]
+    red = Image.new("RGBA", SIZE[::-1], (200, 30, 30, 0))
+    red.putalpha(Image.fromarray(painted))
+    forms.append(red)
     for form in forms:
         np.testing.assert_array_equal(scribble_points(form, SIZE), wanted)
 
@@ -221,10 +278,13 @@ def test_a_matte_takes_alpha_in_any_type_and_refuses_what_is_none() -> None:
         matte = Matte(RGB, form)
         assert matte.alpha.dtype == np.float32
         np.testing.assert_allclose(matte.alpha, alpha, atol=0.01)
-    assert Matte(RGB, alpha > 0.5).alpha.max() == 1  # pyright: ignore[reportArgumentType]
+    for kind in (bool, np.uint8, np.int64):
+        binary: Any = (alpha > 0.5).astype(kind)
+        np.testing.assert_array_equal(Matte(RGB, binary).alpha, alpha > 0.5)
+    assert Matte(RGB, alpha * np.float32(1.04)).alpha.max() == 1
     broken = alpha.copy()
     broken[3, 4] = np.nan
-    for form in (broken, alpha * 255, eight.astype(np.int32)):
+    for form in (broken, alpha * 255, eight.astype(np.int32) * -1):
         with pytest.raises(ImageError, match="a matte"):
             Matte(RGB, form)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ImageError, match="a matte's picture is a list"):
@@ -270,6 +330,8 @@ def test_records_never_show_how_they_are_made() -> None:
         ({"crop_n_layers": 1.5}, "whole number"),
         ({"crop_n_points_downscale_factor": 0.5}, "whole number"),
         ({"min_mask_region_area": float("nan")}, "0 or more"),
+        ({"min_mask_region_area": "5"}, "expected a number"),
+        ({"stability_score_offset": "x"}, "expected a number"),
         ({"point_grids": [np.array([[0.5, np.nan]])]}, "from 0 to 1"),
         ({"point_grids": [np.array([[0.5, 2.0]])]}, "from 0 to 1"),
         ({"point_grids": [np.array([0.5, 0.5, 0.1])]}, "N x 2"),
@@ -278,6 +340,18 @@ def test_records_never_show_how_they_are_made() -> None:
 def test_search_arguments_are_checked_at_once(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         zim.ZimAutomaticMaskGenerator(tiny_model(TINY_NANO), **arguments)
+
+
+def test_numpys_integers_are_numbers() -> None:
+    generator = zim.ZimAutomaticMaskGenerator(
+        tiny_model(TINY_NANO),
+        points_per_side=np.int64(2),  # pyright: ignore[reportArgumentType]
+        points_per_batch=np.int64(3),  # pyright: ignore[reportArgumentType]
+        max_masks=np.int32(2),  # pyright: ignore[reportArgumentType]
+        pred_iou_thresh=0,
+        stability_score_thresh=0,
+    )
+    assert len(generator.generate(RGB)) <= 2
 
 
 def test_small_things_are_one_line() -> None:

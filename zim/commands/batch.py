@@ -95,10 +95,11 @@ def run(args: argparse.Namespace) -> Report:
             raise UsageError(
                 f"--overwrite: several ranks would delete each other's work; remove {output} first"
             )
-        inputs = Inputs(name for row in rows for name in row.reads())
-        for stem in (stem for row in rows for stem in row.stems()):
-            for kind in recipe.formats:
-                inputs.spare(output / f"{stem}.{kind}.png")
+        if output.exists():  # else there is nothing to write over
+            inputs = Inputs(dict.fromkeys(name for row in rows for name in row.reads()))
+            for stem in (stem for row in rows for stem in row.stems()):
+                for kind in recipe.formats:
+                    inputs.spare(output / f"{stem}.{kind}.png")
         batch.prepare(output, recipe, overwrite=args.overwrite)
     with timed(report.seconds, "matte"), progress_on_stderr():
         done = batch.run(

@@ -100,15 +100,21 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_source(source: str) -> None:
     """Refuse what is no file, before anything is loaded for it."""
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 (a home of nobody is a name as any)
-    if source != "-" and path.is_dir():
+    if source == "-":
+        return
+    path = os.path.expanduser(source)  # noqa: PTH111 (a home of nobody is a name as any)
+    if os.path.isdir(path):  # noqa: PTH112 (and a name may be too long)
         raise ImageError(
             f"{source} is a folder; give its pictures ({source.rstrip('/')}/*.jpg), or the folder "
             "to zim batch or zim auto"
         )
-    if source != "-" and not path.exists():
+    try:
+        os.stat(path)  # noqa: PTH116
+    except FileNotFoundError as error:
         hint = "a URL; download it first" if "://" in source else "check the path"
-        raise ImageError(f"{source} does not exist; {hint}")
+        raise ImageError(f"{source} does not exist; {hint}") from error
+    except (OSError, ValueError):
+        return  # told when it is opened
 
 
 class _Image:

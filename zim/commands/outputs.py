@@ -6,6 +6,7 @@ Nothing is computed before it is known that the result can be written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -169,13 +170,21 @@ class Inputs:
     def __init__(self, names: Iterable[str | None]) -> None:
         """Look at files; what is none (stdin, a colour's name, a missing picture) is left out."""
         self._known: set[tuple[int, int]] = set()
-        self._folders: set[Path] = set()
+        self._paths: list[Path] = []
         for name in names:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 if name and name != "-":
                     path = Path(name).expanduser()
                     self._known.add(_identity(path))
-                    self._folders.update(path.resolve().parents)
+                    self._paths.append(path)
+
+    @functools.cached_property
+    def _folders(self) -> set[Path]:
+        folders: set[Path] = set()
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                folders.update(path.resolve().parents)
+        return folders
 
     def __contains__(self, path: Path) -> bool:
         """Tell whether a path is one of them, under whatever name."""

@@ -74,7 +74,7 @@ def parse_box(text: str) -> Box:
         )
     if values[2] <= values[0] or values[3] <= values[1]:
         raise argparse.ArgumentTypeError(
-            f"{text.strip()!r} has no area; a box is X0,Y0,X1,Y1, not X,Y,WIDTH,HEIGHT"
+            f"{text.strip()!r} is not X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1 (nor X,Y,WIDTH,HEIGHT)"
         )
     return values[0], values[1], values[2], values[3]
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from zim._arrays import as_numpy
+from zim._arrays import as_numpy, full_scale
 from zim._progress import track
 from zim.errors import ConfigError, ImageError, OutputError, ZimError
 from zim.evaluation.samples import KINDS, Loaded, Sample, load_sample
@@ -48,7 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse prompts that samples do not have."""
-        if isinstance(self.prompts, str) or not set(self.prompts) <= set(KINDS):
+        if not isinstance(self.prompts, tuple | list) or not set(self.prompts) <= set(KINDS):
             raise ConfigError(f"prompts are {self.prompts!r}; expected a tuple of some of {KINDS}")
 
 
@@ -252,7 +252,9 @@ def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
     matte = as_numpy(mattes[0])
     if matte.shape != loaded.alpha.shape:
         raise ImageError(f"it answers with shape {matte.shape}; expected {loaded.alpha.shape}")
-    full = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(matte.dtype, 1)
+    full = full_scale(matte) if matte.dtype.kind in "biu" else 1
+    if full is None:
+        raise ImageError(f"it answers with values up to {matte.max()}; expected at most 65535")
     return np.clip(matte.astype(np.float32) / np.float32(full), 0, 1)
 
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from zim.model import onednn, winograd
 
 _ATTRIBUTE = "_derived"
-_SEEN = "_seen"
+#: values of a tensor that are looked at for changes
+_TRACED = 4
 #: bytes of a result that :func:`fuse_twice` makes at a time
 STRIP_BYTES = 4 << 20
 _plain: ContextVar[bool] = ContextVar("plain_forms", default=False)
@@ -97,15 +98,15 @@ def cached(
         sources: the tensors it is derived from. Writing to one in place, moving it, converting it
             or replacing it makes the next call derive the value again. Torch does not count what
             is written through ``.data`` and numpy, nor what batch norms and fused optimisers
-            write; a network that is put into training forgets all that is kept (:func:`forget`),
-            and a predictor looks for other changes (:func:`forget_if_changed`).
+            write: in main memory a few values are looked at, too, and a network that is put into
+            training forgets all that is kept. Other code calls :func:`forget`.
         make: derives the value.
         made_for: what else the value depends on; one value of a name is kept, the last one.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not tracked(sources):
         return make()
 
-    key = made_for, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources)
+    key = made_for, *((t.data_ptr(), t._version, t.dtype, t.device, _trace(t)) for t in sources)
     store: _Kept = module.__dict__.setdefault(_ATTRIBUTE, _Kept())
     kept = store.get(name)
     if kept is None or kept[0] != key:
@@ -120,40 +121,21 @@ def forget(model: nn.Module) -> None:
         module.__dict__.pop(_ATTRIBUTE, None)
 
 
-class _Seen:
-    """What weights looked like; a copy or a pickle of the model begins without."""
+def _trace(tensor: Tensor) -> bytes:
+    """Return the bytes of a few values, by which writes that torch does not count are noticed.
 
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.bytes: list[bytes] = []
-
-    def __deepcopy__(self, memo: object) -> _Seen:
-        return _Seen()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Seen, ()
-
-
-def forget_if_changed(model: nn.Module) -> None:
-    """Drop what is derived from weights that were written to behind torch's back since last time.
-
-    ``.data``, numpy views and fused optimisers leave no trace in what :func:`cached` looks at; a
-    few bytes of every tensor do. On a CPU alone: others would have to wait for the answer.
+    Of plain tensors in main memory alone: the others would have to be waited for, or have none.
     """
-    seen: _Seen = model.__dict__.setdefault(_SEEN, _Seen())
-    if not seen.tensors:
-        seen.tensors = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]
-    now = [_some(t) for t in seen.tensors if t.is_cpu]
-    if seen.bytes and seen.bytes != now:
-        forget(model)
-    seen.bytes = now
-
-
-def _some(tensor: Tensor) -> bytes:
-    """Return the first bytes of a tensor and some from its middle."""
-    start, size = tensor.data_ptr(), tensor.element_size()
-    middle = start + tensor.numel() // 2 * size
-    return ctypes.string_at(start, size) + ctypes.string_at(middle, size)
+    if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu:
+        return b""
+    size, count = tensor.element_size(), tensor.numel()
+    if tensor.layout != torch.strided or not count:
+        return b""
+    end = (tensor.storage_offset() + count) * size
+    if end > tensor.untyped_storage().nbytes():  # freed, or the same few values again and again
+        return b""
+    start, step = tensor.data_ptr(), max(1, count // _TRACED) * size
+    return b"".join(ctypes.string_at(start + i * step, size) for i in range(min(count, _TRACED)))
 
 
 def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

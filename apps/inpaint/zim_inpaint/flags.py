@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
+import os
 
 from zim.commandline import UsageError, positive_int
 from zim.commands.prompt_flags import add_prompt_flags
@@ -138,7 +138,7 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.strays:
         stray = args.strays[0]
-        if Path(stray).is_file():
+        if os.path.isfile(stray):  # noqa: PTH113 (words may be too long for a Path)
             raise UsageError(f"{stray} is a file; give pictures with --image")
         raise UsageError(
             f"{stray} stands behind no flag; give pictures with --image, and put words that belong "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -292,7 +293,7 @@ def _check_strays(args: argparse.Namespace) -> None:
 
 def _holds_scene(folder: Path) -> bool:
     """Tell whether a folder is that of a run whose scene is prepared."""
-    return (folder / "scene" / "transforms.json").is_file()
+    return os.path.isfile(folder / "scene" / "transforms.json")  # noqa: PTH113 (too long a name)
 
 
 def _check_overwrite(args: argparse.Namespace) -> None:
@@ -343,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     named = words and not words[0].startswith("-")
     # a folder in the place of a command is a scene or a run without its flag
-    stray = named and words[0] not in {c.name for c in COMMANDS} and Path(words[0]).is_dir()
+    stray = named and words[0] not in {c.name for c in COMMANDS} and os.path.isdir(words[0])  # noqa: PTH112
     if named and not stray:
         return run_program("zim-sa3d", ALL.summary, COMMANDS, words)
     return run_command("zim-sa3d", ALL, words)
