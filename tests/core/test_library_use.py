@@ -232,7 +232,7 @@ def test_painted_scribbles_come_in_every_form() -> None:
         Image.fromarray(painted).convert("RGBA"),
         Image.fromarray(painted).convert("1"),
     ]
-    red = Image.new("RGBA", SIZE[::-1], (200, 30, 30, 0))
+    red = Image.new("RGBA", (SIZE[1], SIZE[0]), (200, 30, 30, 0))
     red.putalpha(Image.fromarray(painted))
     forms.append(red)
     for form in forms:
