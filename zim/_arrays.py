@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def as_numpy(values: Any) -> np.ndarray:
@@ -19,15 +20,16 @@ def as_numpy(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def full_scale(values: np.ndarray) -> int | None:
-    """Return what stands for 1 in a mask or matte of integers.
+def to_unit(values: np.ndarray) -> NDArray[np.float32] | None:
+    """Return a mask or matte as float32 in which 1 is all of it; floats keep their values.
 
-    0 and 1 is a binary mask in any type; beyond that the range tells the depth.
-
-    Returns:
-        1, 255 or 65535; None for values that are neither.
+    Of integers 0 and 1 is a binary mask in any type; beyond that the range tells the depth, 8 or 16
+    bits. None of values that are neither, or no numbers.
     """
-    if values.dtype == np.bool_ or not values.size:
-        return 1
+    if values.dtype.kind not in "biuf":
+        return None
+    if values.dtype.kind in "bf" or not values.size:
+        return values.astype(np.float32, copy=False)
     low, high = int(values.min()), int(values.max())
-    return next((full for full in (1, 255, 65535) if low >= 0 and high <= full), None)
+    full = next((full for full in (1, 255, 65535) if low >= 0 and high <= full), None)
+    return None if full is None else (values / full).astype(np.float32)

@@ -46,8 +46,6 @@ from zim.views import View, cues_of, decode_views, encode_views
 
 #: crops that are encoded and decoded at a time, by all threads together
 CROPS = 12
-#: prompts whose cues are kept for a second opinion while others have their first look
-CUES_KEPT = 64
 #: window in which ``edges="guided"`` relates matte and colour, in pixels of the model frame
 EDGE_RADIUS = 3
 #: there, alpha below this is background and above one minus it foreground: small networks never
@@ -430,7 +428,7 @@ class ZimPredictor:
             low[rows], iou[rows] = decode_views(
                 self.model, self.features, self._views, where, asking, tokens, planes
             )
-            if planes is not None and len(cues) < CUES_KEPT:
+            if planes is not None:
                 for j in torch.nonzero(doubts(self.model.config, iou[rows])).flatten().tolist():
                     cues[rows[j]] = planes[j].copy()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from zim._arrays import as_numpy, full_scale
+from zim._arrays import as_numpy, to_unit
 from zim.errors import PromptError
 
 #: a scribble becomes at most this many positive points (paper, appendix C)
@@ -192,13 +192,13 @@ def check_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
             f"the mask has shape {values.shape}; expected the picture's {size[0]} x {size[1]}"
         )
     if values.dtype.kind in "biu":
-        full = full_scale(values)
-        if full is None:
+        unit = to_unit(values)
+        if unit is None:
             raise PromptError(
                 f"mask values run from {values.min()} to {values.max()}; expected 0 to 1, 255 or "
                 "65535"
             )
-        return (values / full).astype(np.float32)
+        return unit
     values = _numbers(values, "mask").astype(np.float32)
     if values.size and (values.min() < 0 or values.max() > 1):
         raise PromptError(

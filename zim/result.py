@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from zim import viz
-from zim._arrays import as_numpy, full_scale
+from zim._arrays import as_numpy, to_unit
 from zim.errors import ImageError, OutputError
 from zim.foreground import ForegroundMethod, estimate_foreground
 from zim.images import load_image
@@ -184,15 +184,13 @@ class Matte:
 
 def _as_alpha(alpha: Any) -> NDArray[np.float32]:
     """Return a matte as float32, in [0, 1]."""
-    values = as_numpy(alpha)
-    if values.dtype != np.float32:
-        full = full_scale(values) if values.dtype.kind in "biu" else 1
-        if full is None or values.dtype.kind not in "biuf":
-            raise ImageError(
-                f"a matte of type {values.dtype}; expected float in [0, 1], bool, or integers up "
-                "to 1, 255 or 65535"
-            )
-        values = values.astype(np.float32) / np.float32(full)
+    given = as_numpy(alpha)
+    values = to_unit(given)
+    if values is None:
+        raise ImageError(
+            f"a matte of type {given.dtype}; expected float in [0, 1], bool, or integers up to 1, "
+            "255 or 65535"
+        )
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
         raise ImageError(f"a matte with values from {low:g} to {high:g}; expected 0 to 1")

@@ -181,6 +181,15 @@ def test_a_batch_is_its_prompts_one_by_one() -> None:
         torch.testing.assert_close(*alphas, rtol=0, atol=1e-4)
 
 
+def test_many_doubtful_prompts_are_as_each_by_itself() -> None:
+    one = predictor(100.0)
+    one.set_image(picture(HEIGHT, WIDTH))
+    asked = [{"box": [1, 1, 80 + k % 15, 60 + k // 15]} for k in range(90)]
+    together = one.predict_batch(asked)[0]
+    for i in range(0, 90, 11):
+        np.testing.assert_allclose(one.predict_batch([asked[i]])[0][0], together[i], atol=1e-3)
+
+
 @pytest.mark.parametrize("width", [40, 41])
 def test_logits_are_mirrored_about_the_middle_of_the_view(width: int) -> None:
     # every cell holds the place of its middle, in pixels of the frame

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from zim._arrays import as_numpy, full_scale
+from zim._arrays import as_numpy, to_unit
 from zim._progress import track
 from zim.errors import ConfigError, ImageError, OutputError, ZimError
 from zim.evaluation.samples import KINDS, Loaded, Sample, load_sample
@@ -252,10 +252,10 @@ def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
     matte = as_numpy(mattes[0])
     if matte.shape != loaded.alpha.shape:
         raise ImageError(f"it answers with shape {matte.shape}; expected {loaded.alpha.shape}")
-    full = full_scale(matte) if matte.dtype.kind in "biu" else 1
-    if full is None:
-        raise ImageError(f"it answers with values up to {matte.max()}; expected at most 65535")
-    return np.clip(matte.astype(np.float32) / np.float32(full), 0, 1)
+    unit = to_unit(matte)
+    if unit is None:
+        raise ImageError(f"it answers with {matte.dtype} out of range; expected alpha")
+    return np.clip(unit, 0, 1)
 
 
 def _asked(loaded: Loaded, kind: str) -> list[Any]:
