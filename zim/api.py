@@ -19,6 +19,7 @@ from zim.predictor import ZimPredictor
 from zim.pretrained import Zim
 from zim.processor import bfloat16_units
 from zim.prompts import Prompt
+from zim.weights.names import check_name
 from zim.weights.registry import REGISTRY
 from zim.weights.rivals import RIVALS
 from zim.weights.store import CONFIG, WEIGHTS
@@ -84,12 +85,7 @@ def locate(name: str | Path) -> str | Path:
         return name
     source: str | Path = name
     row = REGISTRY.get(str(name))
-    known = ", ".join(r.name for r in REGISTRY.values() if r.loadable)
-    if str(name) in RIVALS and not (row is not None and row.loadable):
-        raise CheckpointError(
-            f"{name} is for zim matte, batch and eval and for the applications; expected one of "
-            f"{known}, a checkpoint path or a hub id"
-        )
+    check_name(str(name))
     if row is not None:
         source = row.path()
         if not row.installed():
@@ -97,11 +93,6 @@ def locate(name: str | Path) -> str | Path:
                 f"{row.name}: no weights at {source}; {row.about}. zim.build({row.config!r}) "
                 "gives random weights to start from"
             )
-    elif not Path(name).exists() and "/" not in str(name):
-        raise CheckpointError(
-            f"unknown model {str(name)!r}; expected one of {known}, a checkpoint path or a hub id "
-            "(zim models lists all)"
-        )
     return source
 
 

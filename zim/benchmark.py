@@ -26,6 +26,7 @@ from zim.benchmarking import markdown_table
 from zim.config import PRESETS
 from zim.errors import CheckpointError, ZimError
 from zim.memory import reset_peak
+from zim.weights.names import check_name
 from zim.weights.registry import REGISTRY
 
 MIB = 2**20
@@ -306,14 +307,9 @@ def check_model(name: str) -> None:
         CheckpointError: nobody knows it, or it cannot run without files that are not here.
     """
     row = REGISTRY.get(name)
+    check_name(name, also=tuple(PRESETS))
     if name in PRESETS or Path(name).exists():
         return
     if row is not None and not (row.loadable and row.installed()):
         reason = f"no weights at {row.path()}" if row.loadable else "it cannot be run"
         raise CheckpointError(f"{name} ({row.about}): {reason}; see `zim models` for what is here")
-    if row is None and "/" not in name:
-        able = [row.name for row in REGISTRY.values() if row.loadable]
-        known = ", ".join(dict.fromkeys((*PRESETS, *able)))
-        raise CheckpointError(
-            f"unknown model {name!r}; expected one of {known}, a checkpoint path or a hub id"
-        )

@@ -215,15 +215,15 @@ def test_a_case_that_fails_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["--models", "nonesuch"], 1, "unknown model 'nonesuch'"),
-        (["--models", "sam_vit_b"], 1, "cannot be run"),
+        (["--models", "nonesuch"], 2, "unknown model 'nonesuch'"),
+        (["--models", "sam_vit_b"], 2, "is for zim matte, batch and eval"),
         (["--repeats", "0"], 2, "whole number of at least 1"),
         (["--warmup", "-1"], 2, "whole number of at least 0"),
         (["--size", "1024"], 2, "not WIDTHxHEIGHT"),
         (["--size", "8x8"], 2, "sides of at least 16"),
         (["--size", "99999x99999"], 2, "million pixels"),
         (["--stages", "decoding"], 2, "not one of import, preprocess, encode, decode"),
-        (["--dtypes", "int8"], 2, "invalid choice"),
+        (["--dtypes", "int8"], 2, "'int8' is unknown; expected auto, float32"),
         (["--devices", "tpu"], 1, "device 'tpu' is unknown"),
         (["--device", "cpu", "--devices", "cpu"], 2, "use one of them"),
     ],

@@ -120,7 +120,7 @@ def test_boxes_from_a_file_need_no_detector_and_no_words(folder, capsys, model):
 
 def test_boxes_only_runs_no_model(folder, capsys):
     file = boxes(folder, ([10, 10, 60, 70], "dog", 0.9))
-    words = ["dog", "--boxes", file, "--image", "in/a.png", "--boxes-only", "--model", "missing"]
+    words = ["dog", "--boxes", file, "--image", "in/a.png", "--boxes-only", "--model", "mis/sing"]
     code, report, _ = run(capsys, *words)
     assert code == 0
     assert report["items"][0]["box"] == [10, 10, 60, 70]

@@ -211,9 +211,9 @@ def test_prompt_files_are_checked_before_anything_is_trained(tmp_path, capsys, d
 
 def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
     out = tmp_path / "o"
-    code = main(["--scene", "synthetic", "--output", str(out), "--model", "nope"])
+    code = main(["--scene", "synthetic", "--output", str(out), "--model", "vit_b"])
     assert code == 1
-    assert "unknown model 'nope'" in capsys.readouterr().err
+    assert "vit_b: no weights at" in capsys.readouterr().err
     assert not out.exists()
 
 

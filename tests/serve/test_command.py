@@ -32,14 +32,15 @@ def test_a_port_in_use_is_a_failure(capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "code", "words"),
     [
-        (["--host", "nonsense.invalid", "--token", "auto"], "nonsense.invalid cannot be used"),
-        (["--models", "nano", "nope"], "unknown model 'nope'"),
+        (["--host", "nonsense.invalid", "--token", "auto"], 1, "nonsense.invalid cannot be used"),
+        (["--models", "nano", "nope"], 2, "unknown model 'nope'"),
+        (["--models", "nano", "vit_b"], 1, "vit_b: no weights at"),
     ],
 )
-def test_what_could_never_answer_does_not_start(flags, words, capsys):
-    assert main(["serve", *flags]) == 1
+def test_what_could_never_answer_does_not_start(flags, code, words, capsys):
+    assert main(["serve", *flags]) == code
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

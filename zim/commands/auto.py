@@ -12,6 +12,7 @@ from zim.commandline import Report, UsageError, apply_runtime, error_line, posit
 from zim.commands.auto_names import OVERLAY, SHEET, is_result
 from zim.commands.outputs import Inputs, Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
+from zim.name_flags import add_model_flag
 
 if TYPE_CHECKING:
     from zim.automatic import ZimAutomaticMaskGenerator
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE|DIR",
         help="pictures, - is stdin; a folder's results go to <output>/<its name>, with sheet.jpg",
     )
-    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(parser)
     parser.add_argument(
         "--rle",
         action="store_true",

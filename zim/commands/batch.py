@@ -17,6 +17,7 @@ from zim.commandline import (
     timed,
 )
 from zim.commands.outputs import FORMATS, Inputs, output_folder
+from zim.name_flags import Names, add_model_flag, one_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         '[x0,y0,x1,y1], "scribble": strokes or file, "mask": file, "text": words}, each prompt if '
         "wanted; paths are relative to the manifest",
     )
-    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(parser, rivals=True)
     parser.add_argument(
         "--format",
-        nargs="+",
-        choices=FORMATS[:3],
-        default=["alpha"],
+        action=Names,
+        each=one_of(FORMATS[:3]),
+        default=("alpha",),
         metavar="KIND",
         help=f"any of {', '.join(FORMATS[:3])} [alpha]; files are <name>.<kind>.png",
     )
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> Report:
         recipe = batch.Recipe(
             model=args.model,
             weights=batch.weights_hash(args.model),
-            formats=tuple(dict.fromkeys(args.format)),
+            formats=args.format,
             bits=args.bits,
             foreground=args.foreground,
             background=args.background,

@@ -18,7 +18,9 @@ from zim.commandline import (
     timed,
     write_report,
 )
+from zim.config import PRESETS
 from zim.errors import OutputError, ZimError
+from zim.name_flags import Names, add_models_flag, one_of
 
 #: of pictures: below, no box fits; above, zim.images would not read them either
 SMALLEST_SIDE, MOST_PIXELS = 16, 300_000_000
@@ -27,18 +29,20 @@ SMALLEST_SIDE, MOST_PIXELS = 16, 300_000_000
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim bench``."""
     group = parser.add_argument_group("cases; every combination is measured in its own process")
+    add_models_flag(
+        group,
+        also=tuple(PRESETS),
+        about="see zim models; names without weights, as vit_b, get random ones",
+    )
     group.add_argument(
-        "--models",
-        nargs="+",
-        default=["nano"],
+        "--devices", action=Names, metavar="NAME", help=f"{DEVICES} [what --device says]"
+    )
+    group.add_argument(
+        "--dtypes",
+        action=Names,
+        each=one_of(DTYPES),
         metavar="NAME",
-        help="see zim models; names without weights, as vit_b, get random ones [nano]",
-    )
-    group.add_argument(
-        "--devices", nargs="+", metavar="NAME", help=f"{DEVICES} [what --device says]"
-    )
-    group.add_argument(
-        "--dtypes", nargs="+", choices=DTYPES, metavar="NAME", help="types [what --dtype says]"
+        help="types [what --dtype says]",
     )
     group.add_argument(
         "--batches",
@@ -66,8 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--stages",
-        nargs="+",
-        type=stage_name,
+        action=Names,
+        each=stage_name,
         metavar="STAGE",
         help="some of import, preprocess, encode, decode, enlarge, matte [all]",
     )

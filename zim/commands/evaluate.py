@@ -15,6 +15,7 @@ from zim.commandline import Report, UsageError, apply_runtime, positive_int, tim
 from zim.commands.outputs import output_folder
 from zim.errors import reason
 from zim.memory import share_arenas
+from zim.name_flags import Names, add_models_flag, one_of
 
 if TYPE_CHECKING:
     from zim.evaluation.samples import Sample
@@ -26,11 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim eval``."""
     parser.add_argument("--dataset", required=True, choices=DATASETS, help="its layout")
     parser.add_argument("--root", required=True, metavar="DIR", help="its folder, or the manifest")
+    add_models_flag(parser, rivals=True)
     parser.add_argument(
-        "--models", default="nano", metavar="A,B", help="names with commas, see zim models [nano]"
-    )
-    parser.add_argument(
-        "--prompts", default="point,box", metavar="A,B", help="point, box or both [point,box]"
+        "--prompts",
+        action=Names,
+        each=one_of(("point", "box")),
+        default=("point", "box"),
+        metavar="KIND",
+        help="point, box or both [point box]",
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first samples")
     parser.add_argument(
@@ -51,10 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Score, merge what all ranks have, write tables."""
-    models = _names(args.models)
-    prompts = tuple(_names(args.prompts))
-    if unknown := set(prompts) - {"point", "box"}:
-        raise UsageError(f"--prompts {', '.join(sorted(unknown))}: expected point, box or both")
+    models, prompts = list(args.models), args.prompts
     workers = args.workers
     if workers is None:
         workers = min(8, max(1, (os.cpu_count() or 1) - 1))
@@ -207,10 +208,3 @@ def _latency(file: str | None) -> dict[str, float]:
         raise UsageError(
             f"--latency {file}: expected what zim bench --json printed ({reason(error)})"
         ) from error
-
-
-def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise UsageError("an empty list; give names with commas between")
-    return list(dict.fromkeys(names))

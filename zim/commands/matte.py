@@ -16,6 +16,7 @@ from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
 from zim.commands.outputs import FORMATS, Inputs, Plan, Result, pending, plan_outputs
 from zim.commands.prompt_flags import add_prompt_flags, object_prompts
 from zim.errors import ImageError, ZimError
+from zim.name_flags import Names, add_model_flag, one_of
 from zim.prompt_json import ObjectPrompt
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, - is stdin")
     add_prompt_flags(parser)
     group = parser.add_argument_group("results")
-    group.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(group, rivals=True)
     group.add_argument(
         "--format",
-        nargs="+",
-        choices=FORMATS,
+        action=Names,
+        each=one_of(FORMATS),
         metavar="KIND",
         help=f"any of {', '.join(FORMATS)} [rgba alpha]; files are <stem>.<kind>.png",
     )

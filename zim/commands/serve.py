@@ -13,6 +13,7 @@ from typing import Any
 
 from zim.commandline import Report, UsageError, apply_runtime, positive_int
 from zim.errors import OutputError
+from zim.name_flags import add_models_flag
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -29,13 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "ZIM_SERVE_TOKEN works too and stays out of the list of processes",
     )
     group = parser.add_argument_group("work")
-    group.add_argument(
-        "--models",
-        nargs="+",
-        default=["nano"],
-        metavar="NAME",
-        help="models to offer, see zim models; the first is the default [nano]",
-    )
+    add_models_flag(group, about="models to offer, see zim models; the first is the default")
     group.add_argument(
         "--workers", type=positive_int, metavar="N", help="model workers [one per device]"
     )
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> Report:
     from zim.serve.settings import Settings
 
     settings = Settings(
-        models=tuple(dict.fromkeys(args.models)),
+        models=args.models,
         device=args.device,
         dtype=args.dtype,
         workers=args.workers or _devices(args.device),

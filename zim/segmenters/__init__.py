@@ -12,6 +12,7 @@ from zim import plugins
 from zim.api import load
 from zim.predictor import ZimPredictor
 from zim.protocols import Segmenter
+from zim.weights.names import check_name
 from zim.weights.rivals import RIVALS
 
 
@@ -35,6 +36,7 @@ def load_segmenter(name: str | Path, *, device: str = "auto", dtype: str = "auto
     text = str(name)
     if text in plugins.names("zim.segmenters"):
         return plugins.find("zim.segmenters", text)(device=device, dtype=dtype)
+    check_name(text, rivals=True)
     rival = RIVALS.get(text)
     if rival is None:
         return ZimPredictor(load(name, device=device, dtype=dtype))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from zim.commandline import Command, Report, fraction, positive_int, run_command
+from zim.name_flags import Names, add_model_flag, one_of
 
 #: kinds of results; JSON is always written
 FORMATS = ("rgba", "alpha", "labels", "overlay")
@@ -44,11 +45,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="PHRASE",
         help="take what these phrases find out of the mattes",
     )
-    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(parser, rivals=True)
     parser.add_argument(
         "--format",
-        nargs="+",
-        choices=FORMATS,
+        action=Names,
+        each=one_of(FORMATS),
         metavar="KIND",
         help=f"of {', '.join(FORMATS)} [all]",
     )
@@ -123,7 +124,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
         help="folder of RefMatte-RW100: image, mask and the index of expressions",
     )
     parser.add_argument("--index", metavar="FILE", help="the index, if it has another name")
-    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(parser, rivals=True)
     parser.add_argument(
         "--true-boxes", action="store_true", help="leave the detector out: the mattes' own boxes"
     )

@@ -13,6 +13,7 @@ from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.commands.outputs import output_folder
 from zim.errors import OutputError
+from zim.name_flags import add_models_flag
 from zim_inpaint.flags import BACKENDS, amount, pixels_or_auto
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coco", required=True, metavar="DIR", help="with annotations/ and val2017/ in it"
     )
-    parser.add_argument(
-        "--models",
-        default="coco,nano",
-        metavar="A,B",
-        help="coco is its own masks, others see zim models [coco,nano]",
+    add_models_flag(
+        parser,
+        rivals=True,
+        also=("coco",),
+        default=("coco", "nano"),
+        about="coco is its own masks, others see zim models",
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="so many objects, drawn")
     parser.add_argument(
@@ -115,8 +117,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Remove, score, write tables."""
-    models = list(dict.fromkeys(n.strip() for n in args.models.split(",") if n.strip()))
-    _check(args, models)
+    models = list(args.models)
+    _check(args)
     output = output_folder(args.output, "zim-inpaint-eval")
     report = Report(model=",".join(models), outputs={"folder": str(output)})
     with timed(report.seconds, "start"):
@@ -171,9 +173,7 @@ def run(args: argparse.Namespace) -> Report:
     return report
 
 
-def _check(args: argparse.Namespace, models: list[str]) -> None:
-    if not models:
-        raise UsageError("--models: an empty list; give names with commas between")
+def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.threshold < 1:
         raise UsageError(f"--threshold {args.threshold:g}: expected at least 0 and less than 1")
     if not args.clip_pretrained.strip():

@@ -8,6 +8,7 @@ import os
 
 from zim.commandline import UsageError, positive_int
 from zim.commands.prompt_flags import add_prompt_flags
+from zim.name_flags import Names, add_model_flag, one_of
 
 FORMATS = ("result", "alpha", "mask", "overlay")
 #: ``zim_inpaint.backends.NAMES`` and ``api.MODES``, which a test compares with these
@@ -50,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resize-matte", action="store_true", help="scale --matte to the picture's size"
     )
-    group.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(group, rivals=True)
     group.add_argument("--refine", action="store_true", help="sharpen soft parts of the matte")
     group.add_argument(
         "--ends",
@@ -123,8 +124,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offline", action="store_true", help="local files only; never download")
     parser.add_argument(
         "--format",
-        nargs="+",
-        choices=FORMATS,
+        action=Names,
+        each=one_of(FORMATS),
         metavar="KIND",
         help=f"any of {', '.join(FORMATS)} [result alpha mask]; files are <stem>.<kind>.png",
     )

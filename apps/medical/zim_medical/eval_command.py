@@ -15,6 +15,7 @@ from zim.commandline import Report, UsageError, apply_runtime, positive_int, tim
 from zim.commands.outputs import output_folder
 from zim.errors import ZimError
 from zim.memory import share_arenas
+from zim.name_flags import Names, add_models_flag
 from zim_medical.options import DATASETS, MODES, NOTICE, PRESETS, Protocol
 
 if TYPE_CHECKING:
@@ -35,16 +36,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="fetch the two MSD datasets (CC BY-SA 4.0) to --root",
     )
     parser.add_argument(
-        "--datasets", type=_datasets, metavar="A,B", help=f"of {','.join(NAMES)} [all found]"
+        "--datasets",
+        action=Names,
+        each=_dataset,
+        metavar="NAME",
+        help=f"of {', '.join(NAMES)} [all found]",
     )
     parser.add_argument(
         "--modes", type=_modes, default=MODES, metavar="1-5", help="1 point, 2 up to 3 points, "
         "3 box of the largest part, 4 up to 3 boxes, 5 box of everything [1-5]",
     )  # fmt: skip
-    parser.add_argument(
-        "--models", type=_names, default=("nano",), metavar="A,B",
-        help="see zim models; the first is compared with the rest, e.g. zim_vit_b,sam_vit_b [nano]",
-    )  # fmt: skip
+    add_models_flag(
+        parser,
+        rivals=True,
+        about="see zim models; the first is compared with the rest, e.g. zim_vit_b sam_vit_b",
+    )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="cases of a dataset [all]")
     parser.add_argument(
         "--overlays", type=int, default=3, metavar="K", help="pictures shown of a dataset [3]"
@@ -292,21 +298,11 @@ def _command() -> str:
     return shlex.join(["zim-medical", *sys.argv[1:]]) if "eval" in sys.argv else "zim-medical eval"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
-    return names
-
-
-def _datasets(text: str) -> tuple[str, ...]:
-    names = tuple(name.replace("-", "_") for name in _names(text))
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown dataset {unknown[0]!r}; expected {', '.join(NAMES)}"
-        )
-    return names
+def _dataset(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(f"unknown dataset {text!r}; expected {', '.join(NAMES)}")
+    return name
 
 
 def _axis(text: str) -> str:

@@ -11,6 +11,7 @@ from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.commands.outputs import output_folder
 from zim.errors import OutputError
+from zim.name_flags import add_model_flag
 from zim_medical.options import NOTICE, threshold_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--propagate", type=positive_int, metavar="N",
         help="hand the answer's box on to up to N slices on either side",
     )  # fmt: skip
-    parser.add_argument("--model", default="nano", metavar="NAME", help="see zim models [nano]")
+    add_model_flag(parser, rivals=True)
     parser.add_argument("--threshold", type=float, metavar="A", help="label where above [0.3]")
 
 

@@ -19,6 +19,7 @@ from zim.commandline import (
 )
 from zim.commands.prompt_flags import parse_box, parse_point
 from zim.errors import ZimError
+from zim.name_flags import Names, add_model_flag, add_models_flag
 from zim_sa3d.presets import POINTS
 
 
@@ -82,8 +83,8 @@ def _configure(
         help="of a synthetic scene: one click on it [ball]",
     )
     group = parser.add_argument_group("segmentation")
-    group.add_argument(
-        "--model", default="nano", metavar="NAME", help="see zim models; oracle: true mattes [nano]"
+    add_model_flag(
+        group, rivals=True, also=("oracle",), about="see zim models; oracle: true mattes"
     )
     group.add_argument(
         "--binarize",
@@ -173,10 +174,14 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nvos", required=True, metavar="ROOT", help="folder of the NVOS labels")
     parser.add_argument(
-        "--targets", nargs="+", metavar="NAME", help="some of the eight [all there]"
+        "--targets", action=Names, metavar="NAME", help="some of the eight [all there]"
     )
-    parser.add_argument(
-        "--models", nargs="+", metavar="NAME", help="several to compare, on the same fields"
+    add_models_flag(
+        parser,
+        rivals=True,
+        also=("oracle",),
+        default=None,
+        about="several to compare, on the same fields",
     )
     _configure(parser, "nvos")
     parser.epilog = "Without --output, results go to runs/nvos."

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.name_flags import add_model_flag
 from zim_training.commands.common import run_folder
 
 
@@ -14,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or their folder")
     parser.add_argument("--converter", metavar="DIR", help="a converter's run or export folder")
-    parser.add_argument("--model", default="nano", metavar="NAME", help="finds the masks [nano]")
+    add_model_flag(parser, about="finds the masks")
     parser.add_argument("--size", type=int, default=1024, metavar="N", help="converter view [1024]")
     parser.add_argument("--most", type=int, default=20, metavar="N", help="mattes a picture [20]")
     parser.add_argument(

@@ -1,0 +1,49 @@
+"""Which names models go by, and what is said of any other (no torch here)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from zim import plugins
+from zim.errors import CheckpointError
+from zim.weights.registry import REGISTRY
+from zim.weights.rivals import RIVALS
+
+
+def check_name(name: str, *, rivals: bool = False, also: Sequence[str] = ()) -> None:
+    """Find out from its name alone whether there may be such a model.
+
+    Args:
+        name: what ``--model`` and :func:`zim.load` take.
+        rivals: systems of other people and ``zim.segmenters`` entry points count too.
+        also: further names to accept.
+
+    Raises:
+        CheckpointError: no known name, no file and no hub id; or a rival where none can be used.
+    """
+    row = REGISTRY.get(name)
+    if name in RIVALS and not rivals and not (row is not None and row.loadable):
+        raise CheckpointError(
+            f"{name} is for zim matte, batch and eval and for the applications; expected one of "
+            f"{_listed(also)}, a checkpoint path or a hub id"
+        )
+    known = {*REGISTRY, *RIVALS, *also}
+    if name in known or "/" in name or Path(name).exists():
+        return
+    if rivals:
+        known |= set(plugins.names("zim.segmenters"))
+        if name in known:
+            return
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise CheckpointError(
+        f"unknown model {name!r}; {hint}expected one of {_listed(also)}, a checkpoint path or a "
+        "hub id (zim models lists all)"
+    )
+
+
+def _listed(also: Sequence[str]) -> str:
+    loadable = [row.name for row in REGISTRY.values() if row.loadable]
+    return ", ".join(dict.fromkeys((*also, *loadable)))
