@@ -130,6 +130,8 @@ def choose_device(device: str = "auto") -> torch.device:
     )
     if missing:
         raise ConfigError(f"device {device!r} is not available here; use --device cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"device {device!r} is not here; there are {count}, numbered from 0")
     return chosen
 
 

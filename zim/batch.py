@@ -226,21 +226,6 @@ def detector_of(rows: Sequence[Row]) -> str:
     return known[0]
 
 
-def weights_hash(model: str) -> str:
-    """Hash the files of a model by content; empty where they are not on this disk."""
-    from zim.weights.registry import REGISTRY
-
-    path = REGISTRY[model].path() if model in REGISTRY else Path(model)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        if not file.is_file():
-            return ""
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 class Worker:
     """One process's model, and shard after shard."""
 

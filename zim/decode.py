@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from zim.errors import ImageError
 
@@ -49,8 +49,7 @@ def decode_file(file: Any, where: str, name: str | None, limit: int) -> Pixels:
         ImageError: see :func:`zim.images.load_image`.
     """
     try:
-        with _quiet_header():
-            image = Image.open(file)
+        image = open_header(file)
     except UnidentifiedImageError as error:
         file.seek(0)
         head = file.read(12)
@@ -66,6 +65,12 @@ def decode_file(file: Any, where: str, name: str | None, limit: int) -> Pixels:
     deep = _is_deep(image)
     pixels = decode_pillow(image, where, name, limit)
     return _deepen(file, pixels) if deep else pixels
+
+
+def open_header(file: Any) -> ImageFile.ImageFile:
+    """Open a file or path with Pillow, whatever its size; nothing of its pixels is read yet."""
+    with _quiet_header():
+        return Image.open(file)
 
 
 @contextmanager

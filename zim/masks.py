@@ -7,6 +7,7 @@ how masks are written down is in :mod:`zim.rle`. numpy, torch and OpenCV only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
@@ -150,6 +151,15 @@ def cut_by_crop(
     at_crop = np.abs(moved - np.array(crop)) <= tolerance
     at_picture = np.abs(moved - np.array([0, 0, width, height])) <= tolerance
     return np.any(at_crop & ~at_picture, axis=1)
+
+
+def box_iou(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -> float:
+    """Return intersection over union of two boxes x0, y0, x1, y1; 0 where neither has an area."""
+    width = max(0.0, float(min(a[2], b[2]) - max(a[0], b[0])))
+    height = max(0.0, float(min(a[3], b[3]) - max(a[1], b[1])))
+    both = width * height
+    union = float((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])) - both
+    return both / union if union > 0 else 0.0
 
 
 def nms(boxes: NDArray[Any], scores: NDArray[Any], threshold: float) -> NDArray[np.int64]:

@@ -387,7 +387,8 @@ def _numpy(values: Any, name: str) -> np.ndarray:
             values = values.float()  # numpy has no bfloat16
         values = values.numpy()
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
+        return array.astype(np.float32) if array.dtype == np.float16 else array
     except (TypeError, ValueError) as error:
         raise ImageError(
             f"{name} is a {type(values).__name__} that is no rectangular array ({error}); "

@@ -273,7 +273,7 @@ def _painted(scribble: Any, size: tuple[int, int]) -> np.ndarray | None:
     if isinstance(scribble, Sequence):
         return None
     if hasattr(scribble, "getbands"):  # a PIL image
-        if scribble.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK"):
+        if scribble.mode in ("P", "PA", "LA", "RGBA", "RGBa", "CMYK"):
             scribble = scribble.convert("RGBA")
         values = np.asarray(scribble)
         if values.ndim == 3 and values.shape[2] == 4:  # paint on nothing, or an opaque picture

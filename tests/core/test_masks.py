@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zim.errors import ConfigError, ImageError
 from zim.masks import (
+    box_iou,
     clean_alpha,
     clean_regions,
     crop_boxes,
@@ -188,6 +189,18 @@ def test_nms_equals_the_naive_loop(count: int, threshold: float, seed: int) -> N
     boxes = np.sort(rng.uniform(0, 30, (count, 2, 2)), axis=1).reshape(-1, 4)
     scores = rng.integers(0, 6, count) / 5  # many ties
     assert nms(boxes, scores, threshold).tolist() == naive_nms(boxes, scores, threshold)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(1, 13)), min_size=4, max_size=4),
+)
+def test_box_iou_counts_pixels(spans: list[tuple[int, int]]) -> None:
+    (ax, aw), (ay, ah), (bx, bw), (by, bh) = spans
+    a, b = (ax, ay, ax + aw, ay + ah), (bx, by, bx + bw, by + bh)
+    grids = np.zeros((2, 30, 30), bool)
+    for grid, (x0, y0, x1, y1) in zip(grids, (a, b), strict=True):
+        grid[y0:y1, x0:x1] = True
+    assert box_iou(a, b) == pytest.approx((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
 
 
 def test_nms_by_hand() -> None:

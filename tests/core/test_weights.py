@@ -97,7 +97,10 @@ def test_unknown_and_missing_models_say_what_to_do(
 ) -> None:
     monkeypatch.setenv("ZIM_HOME", str(tmp_path))
     monkeypatch.setenv("ZIM_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"unknown model 'vit_x'; did you mean 'vit_[lh]'\? expected one of nano"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"unknown model 'vit_x'; did you mean 'vit_[lh]'\? expected one of nano",
+    ):
         zim.load("vit_x")
     with pytest.raises(CheckpointError, match=r"vit_b: no weights at .*zim\.build\('vit_b'\)"):
         zim.load("vit_b")

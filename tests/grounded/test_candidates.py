@@ -2,38 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from zim.errors import PromptError
-from zim_grounded.candidates import Found, Thresholds, best_scores, choose, cut_box, iou, suppress
+from zim_grounded.candidates import Found, Thresholds, best_scores, choose, cut_box
 from zim_grounded.detectors import BoxesFile, load_detector
-
-corner = st.integers(0, 12)
-
-
-@st.composite
-def box(draw):
-    x, y = draw(corner), draw(corner)
-    return x, y, x + 1 + draw(corner), y + 1 + draw(corner)
-
-
-@given(box(), box())
-def test_iou_counts_pixels(a, b):
-    grids = []
-    for x0, y0, x1, y1 in (a, b):
-        grid = np.zeros((30, 30), bool)
-        grid[y0:y1, x0:x1] = True
-        grids.append(grid)
-    assert iou(a, b) == pytest.approx((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
-
-
-def test_suppression_by_hand():
-    boxes = [(0, 0, 10, 10), (0, 0, 10, 8), (20, 0, 30, 10), (0, 0, 10, 9)]
-    assert suppress(boxes, 0.7) == [0, 2]
-    assert suppress(boxes, 0.85) == [0, 1, 2]
-    assert suppress(boxes, 1.0) == [0, 1, 2, 3]
-    assert suppress([], 0.5) == []
 
 
 def test_choice_keeps_the_order_of_phrases_and_the_best():

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from zim.images import save_rgb
+from zim.masks import box_iou
 from zim.testing import disc, picture, tiny_model
-from zim_grounded.candidates import Found, iou
+from zim_grounded.candidates import Found
 from zim_grounded.cli import main
 from zim_grounded.detectors import load_detector
 from zim_grounded.draw import annotate
@@ -194,7 +195,7 @@ def test_the_bare_command_works_offline_and_says_what_it_does(folder, capsys, mo
     assert "no such part found, the box of its owner stands in" in err
     (item,) = report["items"]
     assert item["fallback"] == "owner"
-    assert iou(item["box"], (92, 183, 258, 382)) > 0.5  # where the picture's maker put the dog
+    assert box_iou(item["box"], (92, 183, 258, 382)) > 0.5  # where the picture's maker put the dog
     alpha = pixels(item["outputs"]["alpha"]) / 65535
     assert alpha[300, 170] > 0.9
     assert alpha[250, 500] < 0.1

@@ -130,7 +130,8 @@ def test_points_are_distinct_pixels_of_the_mask_and_repeat() -> None:
     mask[5:9, 7:12] = True
     points = draw_points(mask, 7, 10, 0)
     assert len(np.unique(points, axis=0)) == 10
-    at = np.floor(points).astype(int)
+    at = points.astype(int)
+    np.testing.assert_array_equal(at, points)  # pixel centres are whole numbers
     assert mask[at[:, 1], at[:, 0]].all()
     np.testing.assert_array_equal(points, draw_points(mask, 7, 10, 0))
     assert (points != draw_points(mask, 8, 10, 0)).any()

@@ -10,8 +10,9 @@ import pytest
 
 from zim.errors import ConfigError, ImageError, PromptError
 from zim.testing import disc, picture
+from zim.viz import blend
 from zim_inpaint import inpaint
-from zim_inpaint.cover import covered, grown, growth, paste, paste_weight
+from zim_inpaint.cover import covered, grown, growth, paste_weight
 from zim_inpaint.window import around, bounds, shrink, work_shape
 
 SOFT = disc(96, 128, softness=6)
@@ -74,7 +75,7 @@ def test_the_ramp_never_reaches_inside() -> None:
 
 def test_pasting_by_hand() -> None:
     image, fill = np.full((1, 3, 3), 100, np.uint8), np.full((1, 3, 3), 201, np.uint8)
-    out = paste(image, fill, np.array([[0, 0.5, 1]], np.float32))
+    out = blend(fill, image, np.array([[0, 0.5, 1]], np.float32))
     assert out[0, :, 0].tolist() == [100, 151, 201]  # 150.5 is rounded up
 
 

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> Report:
     with timed(report.seconds, "start"):
         apply_runtime(args)
         from zim import batch
+        from zim.weights.names import weights_hash
 
         source = Path(args.source).expanduser()
         if source.is_dir() and output.resolve() == source.resolve():
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> Report:
         rows = batch.read_rows(source)
         recipe = batch.Recipe(
             model=args.model,
-            weights=batch.weights_hash(args.model),
+            weights=weights_hash(args.model),
             formats=args.format,
             bits=args.bits,
             foreground=args.foreground,

@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> Report:
     report = Report(model=",".join(models), outputs={"folder": str(output)})
     with timed(report.seconds, "start"):
         apply_runtime(args)
-        from zim.batch import weights_hash
         from zim.evaluation import runner
         from zim.evaluation.datasets import read_dataset
         from zim.segmenters import load_segmenter
+        from zim.weights.names import weights_hash
 
         samples = read_dataset(args.dataset, Path(args.root).expanduser())[: args.limit]
         _, world = runner.rank_and_world()

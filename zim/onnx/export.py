@@ -252,7 +252,12 @@ def _replacing(folder: Path) -> Generator[Path]:
         yield new
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():  # what was there is better than nothing
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

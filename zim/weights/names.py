@@ -1,8 +1,9 @@
-"""Which names models go by, and what is said of any other (no torch here)."""
+"""The names of models: which there are, what is said of others, which files they stand for."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,23 @@ def check_name(name: str, *, rivals: bool = False, also: Sequence[str] = ()) -> 
         f"unknown model {name!r}; {hint}expected one of {_listed(also)}, a checkpoint path or a "
         "hub id (zim models lists all)"
     )
+
+
+def weights_hash(name: str) -> str:
+    """Return the SHA-256 of a model's files, whatever they are called; "" where none are here."""
+    row, path = REGISTRY.get(name), Path(name)
+    if name in RIVALS and not (row is not None and row.installed()):
+        path = RIVALS[name].folder()
+    elif row is not None:
+        path = row.path()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            return ""
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _listed(also: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zim.masks import nms
 from zim.protocols import Detection
 
 #: candidates kept per phrase before the choice; what a person could want to see the score of
@@ -72,8 +73,10 @@ def choose(found: Sequence[Found], phrases: Sequence[str], thresholds: Threshold
     chosen: list[Found] = []
     for phrase in dict.fromkeys(phrases):
         mine = [f for f in found if f.phrase == phrase and f.score >= thresholds.box]
-        mine.sort(key=lambda f: -f.score)
-        chosen += [mine[i] for i in suppress([f.box for f in mine], thresholds.nms)]
+        kept = nms(
+            np.array([f.box for f in mine]), np.array([f.score for f in mine]), thresholds.nms
+        )
+        chosen += [mine[i] for i in kept]
     best = sorted(range(len(chosen)), key=lambda i: -chosen[i].score)[: thresholds.most]
     return [chosen[i] for i in sorted(best)]
 
@@ -85,23 +88,6 @@ def best_scores(found: Sequence[Detection], phrases: Sequence[str]) -> dict[str,
         if f.phrase in scores:
             scores[f.phrase] = max(scores[f.phrase], f.score)
     return scores
-
-
-def suppress(boxes: Sequence[Sequence[float]], limit: float) -> list[int]:
-    """Return which of some boxes, best first, overlap no better one by an IoU above ``limit``."""
-    kept: list[int] = []
-    for i, box in enumerate(boxes):
-        if all(iou(box, boxes[k]) <= limit for k in kept):
-            kept.append(i)
-    return kept
-
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return intersection over union of two boxes x0, y0, x1, y1."""
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union > 0 else 0.0
 
 
 def cut_box(

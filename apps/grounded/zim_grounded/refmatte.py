@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from zim import metrics
 from zim.errors import PromptError, ZimError
 from zim.images import load_image, read_alpha
+from zim.masks import box_iou
 from zim.prompts import Prompt, mask_box
 from zim.protocols import Segmenter
 from zim.segmenters.answer import answer
-from zim_grounded.candidates import CandidateDetector, iou
+from zim_grounded.candidates import CandidateDetector
 from zim_grounded.locate import locate
 
 #: names the index was seen under
@@ -144,7 +145,7 @@ def evaluate(
             hit = False
             if seen:
                 alpha = _matte(segmenter, rgb, np.array(seen[0].box))
-                hit = iou(seen[0].box, box.tolist()) >= RECALL_IOU
+                hit = box_iou(seen[0].box, box.tolist()) >= RECALL_IOU
             row = _row(entity, text, "detected", alpha, target)
             rows.append(row | {"found": bool(seen), "hit": hit})
         said(entity)

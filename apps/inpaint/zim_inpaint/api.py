@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from zim.errors import ConfigError, ImageError, PromptError
 from zim.images import load_image, read_alpha
 from zim.result import Matte
+from zim.viz import blend
 from zim_inpaint.backends import Filler, get_filler
-from zim_inpaint.cover import COVER, covered, grown, growth, paste, paste_weight
+from zim_inpaint.cover import COVER, covered, grown, growth, paste_weight
 from zim_inpaint.window import Window, around, enlarge, shrink, work_shape
 
 Mode = Literal["remove", "fill", "replace"]
@@ -225,7 +226,7 @@ def _pasted(
     # The ramp may end outside of the window only where the context is almost nothing.
     rows, columns = window.rows, window.columns
     weight[rows, columns] = paste_weight(hole[rows, columns], feather)
-    out[rows, columns] = paste(rgb[rows, columns], fill[rows, columns], weight[rows, columns])
+    out[rows, columns] = blend(fill[rows, columns], rgb[rows, columns], weight[rows, columns])
     return out, weight
 
 
@@ -234,7 +235,7 @@ def _behind(
 ) -> tuple[_U8, NDArray[np.float32]]:
     """Put the object, in its own colours, in front of what was painted."""
     solid = np.where(hole, matte, np.float32(1))
-    out = paste(behind, Matte(rgb, solid).foreground(), solid)
+    out = blend(Matte(rgb, solid).foreground(), behind, solid)
     out[~hole] = rgb[~hole]
     return out, (1 - solid).astype(np.float32)
 

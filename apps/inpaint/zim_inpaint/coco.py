@@ -142,7 +142,7 @@ def draw_points(mask: Mask, key: int, count: int, seed: int) -> NDArray[np.float
         seed: of the benchmark.
 
     Returns:
-        ``count`` x 2 (x, y), the pixels' centres.
+        ``count`` x 2 (x, y) float32, the pixels' centres: whole numbers (:mod:`zim.prompts`).
 
     Raises:
         ZimError: the mask has fewer pixels.
@@ -151,7 +151,7 @@ def draw_points(mask: Mask, key: int, count: int, seed: int) -> NDArray[np.float
     if len(ys) < count:
         raise ZimError(f"the mask has {len(ys)} pixels, too few for {count} points")
     chosen = np.random.default_rng((seed, key)).choice(len(ys), count, replace=False)
-    return np.stack([xs[chosen], ys[chosen]], axis=1).astype(np.float32) + 0.5
+    return np.stack([xs[chosen], ys[chosen]], axis=1).astype(np.float32)
 
 
 def polygon_mask(polygon: list[float], height: int, width: int) -> Mask:

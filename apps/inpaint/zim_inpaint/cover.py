@@ -112,23 +112,6 @@ def paste_weight(mask: Mask, feather: float) -> NDArray[np.float32]:
     return np.maximum(weight, ramp, dtype=np.float32)
 
 
-def paste(
-    image: NDArray[np.uint8], fill: NDArray[np.uint8], weight: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """Return ``weight * fill + (1 - weight) * image``; pixels of weight 0 are the image's own.
-
-    Args:
-        image: H x W x 3 uint8.
-        fill: H x W x 3 uint8.
-        weight: H x W in [0, 1].
-    """
-    mixed = np.subtract(fill, image, dtype=np.float32)
-    mixed *= weight[..., None]
-    mixed += image
-    mixed += np.float32(0.5)
-    return mixed.astype(np.uint8)
-
-
 def _dilate(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     return np.asarray(cv2.dilate(mask, disc), dtype=np.uint8)

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> Report:
     with timed(report.seconds, "start"):
         apply_runtime(args)
         from zim.api import choose_device
-        from zim.batch import weights_hash
+        from zim.weights.names import weights_hash
         from zim_inpaint.backends import get_filler
         from zim_inpaint.clip_metrics import Clip
         from zim_inpaint.coco import Filter, read_coco

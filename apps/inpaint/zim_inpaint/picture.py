@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from zim.decode import open_header
 from zim.errors import OutputError
 from zim.images import encode_rgb, encode_rgba, load_image
 from zim.output import quantise
@@ -61,7 +62,7 @@ def read_picture(source: str) -> Picture:
     given: Any = sys.stdin.buffer.read() if source == "-" else source
     loaded = load_image(given)
     file: Any = io.BytesIO(given) if source == "-" else Path(source).expanduser()
-    with Image.open(file) as image:
+    with open_header(file) as image:
         dpi = image.info.get("dpi")
         depth = image.tile[0][3] if getattr(image, "tile", None) else None
         deep = image.mode.startswith("I;16") or "16" in str(depth)

@@ -16,6 +16,7 @@ from zim.commands.outputs import output_folder
 from zim.errors import ZimError
 from zim.memory import share_arenas
 from zim.name_flags import Names, add_models_flag
+from zim.weights.names import weights_hash
 from zim_medical.options import DATASETS, MODES, NOTICE, PRESETS, Protocol
 
 if TYPE_CHECKING:
@@ -232,7 +233,9 @@ def _evaluate(
     from zim_medical.report import html_report
     from zim_medical.summary import Scores, markdown, summarise
 
-    table = open_run(output, plan, {n: folder for n, (_, folder) in found.items()}, args.overwrite)
+    hashes = {name: weights_hash(name) for name in args.models}
+    folders = {name: folder for name, (_, folder) in found.items()}
+    table = open_run(output, plan, folders, args.overwrite, hashes)
     with progress_on_stderr():
         progress = evaluate(plan, found, segmenters, table)
     report.seconds |= progress.seconds

@@ -98,14 +98,28 @@ class Progress:
         return now
 
 
-def open_run(folder: Path, plan: Plan, roots: Mapping[str, Path], overwrite: bool) -> CaseTable:
+def open_run(
+    folder: Path,
+    plan: Plan,
+    roots: Mapping[str, Path],
+    overwrite: bool,
+    weights: Mapping[str, str] | None = None,
+) -> CaseTable:
     """Start a run in a folder, or take up the same run where it stopped.
+
+    Args:
+        folder: of the results.
+        plan: what is asked.
+        roots: folder of every dataset.
+        overwrite: throw away what is there.
+        weights: hash of every model's files; a model that has been replaced is another run.
 
     Raises:
         OutputError: the folder holds the results of another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"plan": plan.to_dict(), "data": {name: str(root) for name, root in roots.items()}}
+    data = {name: str(root) for name, root in roots.items()}
+    state: dict[str, Any] = {"plan": plan.to_dict(), "data": data, "weights": dict(weights or {})}
     state = json.loads(json.dumps(state))
     path, table = folder / "run.json", folder / "cases.csv"
     if path.exists() and not overwrite:
@@ -115,8 +129,8 @@ def open_run(folder: Path, plan: Plan, roots: Mapping[str, Path], overwrite: boo
             other = None
         if other != state:
             raise OutputError(
-                f"{folder} holds a run with other settings or data; give another --output, "
-                "or --overwrite"
+                f"{folder} holds a run with other settings, data or weights; "
+                "give another --output, or --overwrite"
             )
     elif table.exists() and not overwrite:
         raise OutputError(f"{table} exists; give another --output, or --overwrite")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from zim.weights.rivals import RIVALS
+
 NOTICE = "Research use only, not a medical device."
 DATASETS = ("hippocampus", "spleen", "us_kidney", "us_nerve", "xray_hip")
 MODES = (1, 2, 3, 4, 5)
@@ -103,6 +105,6 @@ def threshold_of(model: str, matte_threshold: float) -> float:
     SAM, SAM 2 and HQ-SAM give probabilities of a mask, whose logit 0 is 0.5; everything else gives
     mattes.
     """
-    return (
-        0.5 if model.rsplit("/", 1)[-1].lower().startswith(("sam", "hq_sam")) else matte_threshold
-    )
+    rival = RIVALS.get(model)
+    binary = rival is not None and rival.family in ("sam", "sam2", "sam_hq")
+    return 0.5 if binary else matte_threshold

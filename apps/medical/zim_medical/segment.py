@@ -231,7 +231,7 @@ def segment(
         plane = stack[index] if source.colour is None else source.colour
         rgb = to_rgb(plane, rule, limits)
         if rgb.min() == rgb.max():
-            blank.append(index)
+            blank.add(index)
             return answers[index]
         segmenter.set_image(rgb)
         clicks = np.array(prompt.points, np.float32).reshape(-1, 3)
@@ -244,7 +244,7 @@ def segment(
         answers[index] = mattes[0]
         return mattes[0]
 
-    blank: list[int] = []
+    blank: set[int] = set()
     done: dict[int, NDArray[np.bool_]] = {}
     for index, prompt in track(prompts.items(), "slices"):
         done[index] = answer(index, prompt) > threshold
@@ -275,7 +275,10 @@ def segment(
     plane = stack[shown] if source.colour is None else source.colour
     picture = to_rgb(plane, rule, limits)
     return Segmentation(
-        soft, sorted(done), sorted(blank), (picture, np.array(answers[shown]), prompts[shown])
+        soft,
+        sorted(done),
+        sorted(blank & set(done)),
+        (picture, np.array(answers[shown]), prompts[shown]),
     )
 
 

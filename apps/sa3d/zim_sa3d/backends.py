@@ -6,21 +6,12 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from zim_sa3d.field import RadianceField
 from zim_sa3d.field_note import read_note
 from zim_sa3d.grid_field import GridField, GridSettings, train_grid
 from zim_sa3d.scene import Scene
 
 Backend = Literal["auto", "grid", "nerfstudio"]
-
-
-def device_of(name: str) -> str:
-    """Return the device for a flag's value; ``auto`` is the GPU if there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def choose(backend: Backend, device: str) -> Backend:

@@ -46,7 +46,11 @@ class PicturePlane:
         )
 
     def pixel(self, origin: Any, direction: Any) -> tuple[float, float] | None:
-        """Return the pixel (x, y) that a ray of the scene meets, None if it misses the picture."""
+        """Return where a ray of the scene meets the picture, None if it misses it.
+
+        In pixels (x, y) from the picture's corner, as cameras count: the first pixel's centre is
+        at 0.5, 0.5.
+        """
         start = (np.asarray(origin, np.float64) - self.camera.position) @ self.rotation
         way = np.asarray(direction, np.float64) @ self.rotation
         if abs(way[2]) < 1e-9:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zim import viz
+from zim.api import choose_device
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import output_folder
 from zim.errors import ZimError, reason
@@ -60,7 +61,7 @@ class Run:
     def field(self, scene: Scene) -> RadianceField:
         """Train the field, or load it if that was done before."""
         args, path = self.args, self.folder / field_note.FILE
-        device = backends.device_of(args.device)
+        device = str(choose_device(args.device))
         with timed(self.report.seconds, "train"):
             if path.is_file() and not args.overwrite:
                 field = backends.load(self.folder, device)

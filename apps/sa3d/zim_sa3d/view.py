@@ -238,7 +238,8 @@ class Page:
         if pixel is None:
             self.status.content = "That was beside the picture."
             return
-        self.points.append(pixel)
+        # prompts have the first pixel's centre at 0, 0
+        self.points.append((pixel[0] - 0.5, pixel[1] - 0.5))
         self.labels.append(int(self.on_object.value))
         self._ask()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zim.masks import box_iou
 from zim.protocols import Detector
 from zim_training.detector.scenes import THINGS, Composite, CompositeMaker
 
@@ -86,7 +87,7 @@ def score(detector: Detector, sure: Detector, made: list[Composite]) -> Score:
         hit = _best_is(detector, m.image, asked, truth)
         right.append(hit)
         confident.append(_best_is(sure, m.image, asked, truth))
-        chance.append(_iou(m.boxes[int(rng.integers(len(m.boxes)))], truth) >= RIGHT)
+        chance.append(box_iou(m.boxes[int(rng.integers(len(m.boxes)))], truth) >= RIGHT)
         hits, asks = by_name.get(asked, (0, 0))
         by_name[asked] = (hits + hit, asks + 1)
         absent = [n for n in names if n not in {t.name for t in m.things}]
@@ -106,10 +107,4 @@ def score(detector: Detector, sure: Detector, made: list[Composite]) -> Score:
 
 def _best_is(detector: Detector, image: Any, phrase: str, truth: Any) -> bool:
     found = detector.detect(image, [phrase])
-    return bool(found) and _iou(np.array(found[0].box), truth) >= RIGHT
-
-
-def _iou(a: Any, b: Any) -> float:
-    size = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    both = size[0] * size[1]
-    return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both)
+    return bool(found) and box_iou(found[0].box, truth) >= RIGHT
