@@ -258,6 +258,7 @@ def best_matte(
     return Matte(
         image=predictor.image.copy(),  # what is done to it must not reach the predictor
         alpha=alpha if within is None else alpha * within,
+        box=prompt.box,
         score=float(scores[0, best]),
         low_res=low_res[0, best],
     )

@@ -29,6 +29,7 @@ from zim.errors import (
     ZimError,
     install_advice,
 )
+from zim.folders import is_picture, pictures_in
 from zim.output import atomic_write, make_folder
 from zim.pools import worker_processes
 from zim.prompt_json import with_usual_names
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from zim.images import LoadedImage
     from zim.protocols import Detector
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 SHARDS = ".shards"
 #: in every folder we write to: which settings its files come from
 RECIPE = f"{SHARDS}/recipe.json"
@@ -122,24 +122,18 @@ def read_rows(source: Path) -> list[Row]:
     Raises:
         ImageError: nothing is there, a single picture, or a folder of results.
     """
-    if source.suffix.lower() in _SUFFIXES and source.is_file():
+    if is_picture(source) and source.is_file():
         raise ImageError(
             f"{source} is a picture; give its folder or a .jsonl manifest, or use zim matte"
         )
     if source.is_dir():
-        # macOS puts a companion "._x.png" beside every "x.png" it copies
-        found = (p for p in source.rglob("*") if not p.name.startswith("."))
         results = tuple(p.parents[1] for p in source.rglob(RECIPE))
         if source in results:
             raise ImageError(
                 f"{source} holds mattes of zim batch, which would be taken for pictures; give the "
                 "folder of the pictures themselves"
             )
-        files = sorted(
-            p
-            for p in found
-            if p.suffix.lower() in _SUFFIXES and not any(r in p.parents for r in results)
-        )
+        files = [p for p in pictures_in(source, deep=True) if not set(results) & set(p.parents)]
         count = Counter(p.with_suffix("") for p in files)
         rows = [
             Row((p if count[q] > 1 else q).relative_to(source).as_posix(), str(p))

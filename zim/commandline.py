@@ -85,14 +85,9 @@ class Command:
     name: str
     summary: str
     #: adds the command's own flags; the common ones are added for it
-    configure: Callable[[argparse.ArgumentParser], None] | None = None
-    #: does the work; None for a command that is planned and not built yet
-    run: Callable[[argparse.Namespace], Report] | None = None
-
-    @property
-    def listed(self) -> str:
-        """The summary as the program's help shows it."""
-        return self.summary if self.run else f"{self.summary} (not built yet)"
+    configure: Callable[[argparse.ArgumentParser], None] | None
+    #: does the work
+    run: Callable[[argparse.Namespace], Report]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -211,16 +206,13 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for command in commands:
         sub = subparsers.add_parser(
-            command.name, help=command.listed, description=f"{command.listed}."
+            command.name, help=command.summary, description=f"{command.summary}."
         )
         by_name[command.name] = sub
         add_common_flags(sub)
         if command.configure:
             command.configure(sub)
     first = argv[0] if argv else None
-    planned = {c.name for c in commands if c.run is None}
-    if first in planned and not {"-h", "--help", "--version"} & set(argv):
-        return not_built(f"{prog} {first}")
     if not argv:
         parser.print_help(sys.stderr)
         return 2
@@ -236,19 +228,11 @@ def run_program(prog: str, about: str, commands: Sequence[Command], argv: Sequen
 
 def run_command(prog: str, command: Command, argv: Sequence[str]) -> int:
     """Run a program that has one command and no subcommands; return its exit code."""
-    parser = OneLineParser(prog=prog, description=f"{command.listed}.")
+    parser = OneLineParser(prog=prog, description=f"{command.summary}.")
     add_common_flags(parser)
     if command.configure:
         command.configure(parser)
-    if command.run is None and not {"-h", "--help", "--version"} & set(argv):
-        return not_built(prog)
     return _guarded(prog, lambda: parser.parse_args(shield_negative_numbers(argv)), command, argv)
-
-
-def not_built(name: str) -> int:
-    """Say on one line that a command is planned and not built; return exit code 1."""
-    sys.stderr.write(f"not built yet: {name}, see CHANGELOG\n")
-    return 1
 
 
 def _guarded(
@@ -263,7 +247,7 @@ def _guarded(
     debug = "--debug" in argv
     try:
         args = parse()
-        if command is None or command.run is None:
+        if command is None:
             raise UsageError(f"no command given; try {prog} --help")
         with _tidy_when_terminated(name):
             report = command.run(args)
@@ -358,11 +342,6 @@ def _leave_stdout() -> int:
     finally:
         os.close(null)
     return 1
-
-
-def not_built_error(name: str) -> ZimError:
-    """Return the error for a part of a command that is planned and not built."""
-    return ZimError(f"not built yet: {name}, see CHANGELOG")
 
 
 def write_report(report: Report, args: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "encode_rgba",
     "load_image",
     "read_alpha",
+    "read_mask",
     "save_alpha",
     "save_rgb",
     "save_rgba",
@@ -79,10 +80,7 @@ def load_image(source: Any, max_pixels: int | None = None) -> LoadedImage:
         ImageError: it is missing, empty, damaged, no picture, larger than ``MAX_PIXELS``, or of a
             shape, type or range that cannot be used; one line naming what was given.
     """
-    if max_pixels is not None and isinstance(source, bytes):
-        pixels = _from_bytes(source, "the picture", max_pixels)
-    else:
-        pixels = _pixels(source)
+    pixels = _pixels(source, max_pixels)
     colour = to_uint8(pixels.colour)
     if colour.ndim == 2:
         colour = np.repeat(colour[..., None], 3, axis=2)
@@ -90,7 +88,7 @@ def load_image(source: Any, max_pixels: int | None = None) -> LoadedImage:
     return LoadedImage(np.ascontiguousarray(colour), alpha, pixels.icc, pixels.name)
 
 
-def read_alpha(source: Any) -> NDArray[np.float32]:
+def read_alpha(source: Any, max_pixels: int | None = None) -> NDArray[np.float32]:
     """Read a mask or matte, H x W float32 in [0, 1], in the full depth of its file.
 
     A picture with transparency is read by its alpha, any other by its brightness (the largest of
@@ -98,11 +96,12 @@ def read_alpha(source: Any) -> NDArray[np.float32]:
 
     Args:
         source: anything :func:`load_image` takes.
+        max_pixels: as there.
 
     Raises:
         ImageError: as in :func:`load_image`.
     """
-    pixels = _pixels(source)
+    pixels = _pixels(source, max_pixels)
     if pixels.alpha is not None:
         alpha = _to_unit(pixels.alpha)
         if alpha.min() < 1.0:
@@ -111,11 +110,23 @@ def read_alpha(source: Any) -> NDArray[np.float32]:
     return _to_unit(colour if colour.ndim == 2 else colour.max(axis=2))
 
 
-def _pixels(source: Any) -> Pixels:
+def read_mask(source: Any, max_pixels: int | None = None) -> NDArray[np.float32]:
+    """Read a mask that someone painted or exported, as :func:`read_alpha` reads mattes.
+
+    A picture of nothing but zeros and ones (of 255) is a binary mask: its ones are 1.
+    """
+    alpha = read_alpha(source, max_pixels)
+    if 0 < alpha.max() <= np.float32(1 / 255):
+        return (alpha > 0).astype(np.float32)
+    return alpha
+
+
+def _pixels(source: Any, max_pixels: int | None = None) -> Pixels:
     if isinstance(source, str | Path):
         return _from_path(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(source), "the given data")
+        where = "the given data" if max_pixels is None else "the picture"
+        return _from_bytes(bytes(source), where, max_pixels)
     if isinstance(source, Image.Image):
         return decode_pillow(source, "the given PIL image", None, MAX_PIXELS)
     if isinstance(source, np.ndarray):

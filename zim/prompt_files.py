@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import PromptError
-from zim.images import read_alpha
+from zim.images import read_mask
 from zim.prompt_json import ObjectPrompt, read_json
 from zim.prompts import Prompt
 
@@ -54,9 +54,7 @@ def _mask(file: str, size: tuple[int, int]) -> NDArray[np.float32]:
 
 def _painted(file: str, size: tuple[int, int], interpolation: int) -> NDArray[np.float32]:
     """Read what is painted in a picture, scaled to ``size``, float32 H x W in [0, 1]."""
-    values = read_alpha(file)
-    if values.max(initial=0) <= 1.001 / 255:  # a picture of zeros and ones is a binary mask
-        values = (values > 0).astype(np.float32)
+    values = read_mask(file)
     (height, width), (own_height, own_width) = size, values.shape
     # 2 % and a pixel of rounding
     allowed = 0.02 * own_height * width + max(size)

@@ -75,22 +75,6 @@ def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["zim-toolkit", __version__]
 
 
-@pytest.mark.parametrize("argv", [[], ["eval"], ["--image", "x", "--points", "1,2"]])
-def test_a_program_not_built_yet_says_so(
-    argv: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command("zim-later", Command("zim-later", "does something"), argv) == 1
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err == "not built yet: zim-later, see CHANGELOG\n"
-
-
-def test_a_subcommand_not_built_yet_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = (Command("now", "works", None, lambda _: Report()), Command("later", "does not"))
-    assert run_program("zim", "", commands, ["later", "anything", "--at", "all"]) == 1
-    assert capsys.readouterr().err == "not built yet: zim later, see CHANGELOG\n"
-
-
 @pytest.mark.parametrize(
     ("items", "extra", "error"),
     [
@@ -114,12 +98,11 @@ def test_json_of_a_failed_command_says_why(
     assert json.loads(capsys.readouterr().out)["error"] == error
 
 
-def test_the_help_marks_what_is_not_built(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_of("zim")(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for command in COMMANDS:
-        assert command.listed in text
-    assert text.count("(not built yet)") == sum(c.run is None for c in COMMANDS)
+        assert command.summary in text
 
 
 @pytest.mark.parametrize(

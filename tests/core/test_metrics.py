@@ -510,3 +510,12 @@ def test_conn_agrees_with_its_twin_everywhere(pair: tuple[np.ndarray, np.ndarray
         expected = twin(name, pred, target)
         value = metric(name)(pred, target, scale=False)
         assert value == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_scored_alike_from_numpy_and_torch(name: str) -> None:
+    rng = np.random.default_rng(0)
+    pred, target = rng.random((2, 40, 50)).round(1).astype(np.float16)
+    wide = metric(name)(pred.astype(np.float32), target.astype(np.float32))
+    assert metric(name)(pred, target) == wide
+    assert metric(name)(torch.from_numpy(pred), torch.from_numpy(target)) == wide

@@ -112,6 +112,10 @@ def test_unknown_and_missing_models_say_what_to_do(
         zim.build("vit_x")
     with pytest.raises(ConfigError, match="device 'gpu' is unknown"):
         zim.load("nano", device="gpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device 'cuda:2' is not here; there are 2"):
+        zim.load("nano", device="cuda:2")
 
 
 def test_our_weights_are_found_in_zim_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

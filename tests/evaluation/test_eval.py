@@ -228,6 +228,7 @@ def test_other_weights_are_scored_again(tmp_path):
 
 def test_every_rank_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
         "cuda:1",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zim
 from zim.predictor import ZimPredictor
 
 
@@ -141,6 +142,32 @@ def test_tabs_get_mattes_as_softly_as_the_model_draws_them(client, model, png, r
         shown = client.post("/v1/matte", json=body | {"output": "alpha"})
         alpha = np.array(Image.open(io.BytesIO(shown.content))) / 255
         assert np.abs(alpha - mattes[False]).max() <= 0.51 / 255
+
+
+def test_refined_files_are_those_of_the_library(client, model, rgb):
+    transparent = np.full((48, 64), 255, np.uint8)
+    transparent[:, :20] = 0
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([rgb, transparent])).save(file, "PNG")
+    ask = {"points": [[40, 24]], "output": "alpha", "bits": 16, "refine": True}
+    ask["image"] = base64.b64encode(file.getvalue()).decode()
+    got = np.array(Image.open(io.BytesIO(client.post("/v1/matte", json=ask).content)))
+    matte = zim.matte(file.getvalue(), points=[(40, 24)], model=model, refine=True)
+    assert matte.alpha[:, :20].max() == 0 < matte.alpha[:, 20:].max()
+    assert close(got, matte.alpha, 65535)
+
+
+def test_a_mask_of_zeros_and_ones_is_a_mask(client, png):
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:30, 10:40] = 1
+    answers = []
+    for values in (mask, 255 * mask):
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, "PNG")
+        body = {"image": base64.b64encode(png).decode(), "output": "alpha"}
+        body["mask"] = base64.b64encode(file.getvalue()).decode()
+        answers.append(client.post("/v1/matte", json=body).content)
+    assert answers[0] == answers[1]
 
 
 def test_a_model_that_fails_says_why(client, png):

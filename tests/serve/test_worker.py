@@ -144,10 +144,11 @@ def test_prompts_that_arrive_together_equal_those_that_come_alone(model, png):
     engine = Engine(Settings(models=("tiny",), workers=2), {"tiny": model})
     opened = engine.open(png, "tiny")
     prompts = [{"points": [(x, 20, 1)]} for x in (10, 30, 50)]
-    alone = [engine.ask(opened, p, 1, "full").result(20).mattes for p in prompts]
+    asked = [engine.prompt(opened, p, "full") for p in prompts]
+    alone = [engine.ask(opened, p, 1, "full").result(20).mattes for p in asked]
     before = sum(lane.batched for lane in engine.lanes)
     gate = blocked(engine.lanes[opened.worker])
-    futures = [engine.ask(opened, p, 1, "full") for p in prompts]
+    futures = [engine.ask(opened, p, 1, "full") for p in asked]
     gate.set()
     for future, matte in zip(futures, alone, strict=True):
         assert np.abs(future.result(20).mattes - matte).max() < 1e-4
@@ -165,6 +166,7 @@ def test_a_large_picture_is_answered_small_while_clicking(model):
     assert prompt.box.tolist() == [0, 0, 1280, 500]
     assert prompt.points.tolist() == [[1279.25, 499.25]]
     start = time.perf_counter()
-    assert engine.ask(large, {}, 1, "preview").result(60).mattes.shape == (1, 500, 1280)
+    whole = engine.prompt(large, {}, "preview")
+    assert engine.ask(large, whole, 1, "preview").result(60).mattes.shape == (1, 500, 1280)
     assert time.perf_counter() - start < 60
     engine.close()

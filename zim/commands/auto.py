@@ -12,6 +12,7 @@ from zim.commandline import Report, UsageError, apply_runtime, error_line, posit
 from zim.commands.auto_names import OVERLAY, SHEET, is_result
 from zim.commands.outputs import Inputs, Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
+from zim.folders import SUFFIXES, pictures_in
 from zim.name_flags import add_model_flag
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from zim.commands.auto_files import Target
 
 #: what is taken from a folder
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 #: overlays on a folder's contact sheet
 SHEET_ROWS, SHEET_COLUMNS = 4, 4
 
@@ -124,10 +124,9 @@ def _inputs(given: list[str], output: Path) -> list[tuple[str, Path]]:
         if name == "-" or not folder.is_dir():
             inputs.append((name, output))
             continue
-        every = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
-        found = [p for p in every if not is_result(p)]
+        found = [p for p in pictures_in(folder, deep=True) if not is_result(p)]
         if not found:
-            raise ImageError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+            raise ImageError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
         inputs += [(str(p), output / folder.resolve().name) for p in found]
     return inputs
 

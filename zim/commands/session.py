@@ -135,6 +135,7 @@ class Session:
                 Matte(
                     image=rgb,
                     alpha=mattes[0, i],
+                    box=prompt.box,
                     score=float(scores[0, i]),
                     low_res=low_res[0, i],
                 ),

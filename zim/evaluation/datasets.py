@@ -9,9 +9,9 @@ from typing import Any
 
 from zim.errors import ConfigError, ImageError, reason
 from zim.evaluation.samples import Sample
+from zim.folders import SUFFIXES, pictures_in
 
 NAMES = ("micromat3k", "am2k", "aim500", "p3m", "refmatte_rw100", "folder", "manifest")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 #: what was looked for and not there becomes a path that fails, so that it is counted and named
 _PAIRS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "am2k": (("validation/original", "validation/mask", "all"),),
@@ -182,11 +182,9 @@ def _manifest(path: Path) -> list[Sample]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    # macOS puts a companion "._x.png" beside every "x.png" it copies
-    found = (p for p in folder.glob("*") if not p.name.startswith("."))
-    return sorted(p for p in found if p.suffix.lower() in _SUFFIXES)
+    return pictures_in(folder) if folder.is_dir() else []
 
 
 def _partner(folder: Path, stem: str) -> Path:
-    candidates = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
+    candidates = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
     return next((p for p in candidates if p.is_file()), candidates[0])

@@ -48,6 +48,7 @@ def answer(
     return Matte(
         image=image,
         alpha=alpha if within is None else alpha * within,
+        box=prompt.box,
         score=float(scores[best]),
         low_res=low_res[best],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Candidates of one prompt: mattes C x H x W float32 in [0, 1], scores C, their numbers C."""
+    """Candidates of one prompt: mattes C x H x W float32 in [0, 1], scores C, their numbers C.
+
+    Mattes are the model's own; :func:`cut` takes away what the picture's transparency has not.
+    """
 
     mattes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -58,7 +62,7 @@ class Engine:
         self._devices = _devices(settings.device)
         self._loaded: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
-        self._next = 0
+        self._turn = itertools.count()
         self.states: dict[str, dict[str, Any]] = {
             name: {"state": "available", "error": None} for name in settings.models
         }
@@ -85,6 +89,9 @@ class Engine:
         from zim.api import load
 
         device = self._devices[worker % len(self._devices)]
+        model = self._loaded.get((name, device))
+        if model is not None:  # without the lock: another model may be loading
+            return model
         with self._lock:
             model = self._loaded.get((name, device))
             if model is not None:
@@ -113,9 +120,7 @@ class Engine:
         if known is not None:
             return known
         loaded = load_image(checked_bytes(data), max_pixels=self.settings.max_pixels)
-        with self._lock:
-            self._next += 1
-            worker = self._next % len(self.lanes)
+        worker = next(self._turn) % len(self.lanes)
         entry = Entry(key, model, loaded.rgb, loaded.alpha, worker)
         return self.cache.put(entry)
 
@@ -134,7 +139,7 @@ class Engine:
     def ask(
         self,
         entry: Entry,
-        prompt: dict[str, Any],
+        prompt: Prompt,
         candidates: int,
         size: Size,
         *,
@@ -144,20 +149,25 @@ class Engine:
 
         Args:
             entry: the picture.
-            prompt: arguments of :meth:`zim.Prompt.create`, in pixels of the full picture.
+            prompt: from :meth:`prompt`, for the same size.
             candidates: 1 for the answer, 3 for the alternatives, in the order of their numbers.
             size: ``preview`` answers at up to ``PREVIEW`` pixels a side.
             soft: see :attr:`zim.ZimPredictor.soft`.
         """
         job = Job(
             lambda prompts: self._decode(entry, prompts, candidates, size, soft),
-            self.prompt(entry, prompt, size),
+            prompt,
             (entry.key, candidates, size, soft),
         )
         return self.lanes[entry.worker].submit(job)
 
     def prompt(self, entry: Entry, raw: dict[str, Any], size: Size) -> Prompt:
         """Check a prompt against the picture and bring it to the size that is asked.
+
+        Args:
+            entry: the picture.
+            raw: arguments of :meth:`zim.Prompt.create`, in pixels of the full picture.
+            size: as for :meth:`ask`.
 
         Raises:
             PromptError: it is malformed or outside the picture.
@@ -204,9 +214,6 @@ class Engine:
         predictor.soft = soft  # it is this thread's own
         several = candidates > 1
         mattes, scores, _ = predictor.predict_batch(list(prompts), multimask_output=several)
-        if entry.alpha is not None:
-            height, width = mattes.shape[-2:]
-            mattes = mattes * cv2.resize(entry.alpha, (width, height), interpolation=cv2.INTER_AREA)
         if not several and predictor.model.config.lone_click == "best":
             return [
                 self._lone(predictor, *one) for one in zip(prompts, mattes, scores, strict=True)
@@ -256,6 +263,14 @@ def preview_size(size: tuple[int, int]) -> tuple[int, int]:
 def merged(answers: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the matte of several objects together: the largest alpha at every pixel."""
     return np.max(np.stack(answers), axis=0)
+
+
+def cut(entry: Entry, alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take away from a matte, of any size, what the picture's own transparency has not."""
+    if entry.alpha is None:
+        return alpha
+    height, width = alpha.shape
+    return alpha * cv2.resize(entry.alpha, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def as_matte(entry: Entry, alpha: NDArray[np.float32]) -> Matte:

@@ -10,15 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.images import load_image, read_alpha
+from zim.images import load_image, read_mask
 from zim.output import encode_alpha, encode_rgb
+from zim.prompts import Prompt
 from zim.protocols import ServeTab, TabRequest, TabResult
 from zim.serve.cache import Entry
-from zim.serve.engine import Answer, Engine, as_matte, checked_bytes, merged
+from zim.serve.engine import Answer, Engine, Size, as_matte, checked_bytes, cut, merged
 from zim.serve.problems import Problem
 from zim.serve.schemas import AutoBody, ImageBody, MatteBody, ObjectBody
 from zim.serve.tabs import TabBody
@@ -96,29 +96,27 @@ class Service:
         soft: bool = False,
     ) -> list[Answer]:
         """Answer the prompts of several objects; they share a batch."""
-        size = "preview" if preview else "full"
+        size: Size = "preview" if preview else "full"
         seconds = self.engine.settings.timeout if preview else self.engine.settings.long_timeout
-        prompts = [await self.in_pool(self._prompt, entry, one) for one in objects]
+        prompts = [await self.in_pool(self._prompt, entry, one, size) for one in objects]
         futures = []
         for one, prompt in zip(objects, prompts, strict=True):
             count = 3 if candidates == 3 or one.candidate else 1
             futures.append(self.engine.ask(entry, prompt, count, size, soft=soft))
         return [await self.wait(future, seconds) for future in futures]
 
-    def _prompt(self, entry: Entry, one: ObjectBody) -> dict[str, Any]:
+    def _prompt(self, entry: Entry, one: ObjectBody, size: Size) -> Prompt:
+        """Check a prompt before it takes a place in the queue."""
         prompt = {
             "points": one.points or None,
             "box": one.box,
             "scribble": one.scribble or None,
             "mask": None if one.mask is None else self._mask(entry, one.mask),
         }
-        self.engine.prompt(entry, prompt, "full")  # refuse it before it takes a place in the queue
-        return prompt
+        return self.engine.prompt(entry, prompt, size)
 
     def _mask(self, entry: Entry, data: bytes) -> NDArray[np.float32]:
-        # the limit on pixels is the picture's; the reader of masks has none of its own
-        load_image(checked_bytes(data), max_pixels=self.engine.settings.max_pixels)
-        mask = read_alpha(data)
+        mask = read_mask(checked_bytes(data), self.engine.settings.max_pixels)
         if mask.shape != entry.size:
             raise Problem(
                 422,
@@ -134,7 +132,7 @@ class Service:
         objects = body.wanted()
         if body.output == "json":
             found = await self.answers(entry, objects, body.candidates, preview=body.preview)
-            shown = await self.in_pool(self._listed, found, objects, body)
+            shown = await self.in_pool(self._listed, entry, found, objects, body)
             height, width = entry.size
             return {
                 "embedding": entry.key,
@@ -150,7 +148,7 @@ class Service:
         return data, suffix
 
     def _listed(
-        self, found: list[Answer], objects: list[ObjectBody], body: MatteBody
+        self, entry: Entry, found: list[Answer], objects: list[ObjectBody], body: MatteBody
     ) -> list[dict[str, Any]]:
         rows = []
         for answer, one in zip(found, objects, strict=True):
@@ -163,7 +161,9 @@ class Service:
                         {
                             "candidate": answer.numbers[i],
                             "score": round(float(answer.scores[i]), 4),
-                            "alpha": data_url(encode_alpha(answer.mattes[i], body.bits)),
+                            "alpha": data_url(
+                                encode_alpha(cut(entry, answer.mattes[i]), body.bits)
+                            ),
                         }
                         for i in keep
                     ]
@@ -183,7 +183,8 @@ class Service:
         if body.refine:
             from zim.refine import refine
 
-            alpha = refine(entry.rgb, alpha)
+            alpha = refine(entry.rgb, alpha, entry.predictors.get("full"))
+        alpha = cut(entry, alpha)
         background: Any = body.background
         if body.background_image is not None:
             limit = self.engine.settings.max_pixels
@@ -221,7 +222,7 @@ class Service:
             else:
                 objects = body.objects or []
                 found = await self.answers(entry, objects, 1, preview=False, soft=True)
-                alpha = chosen(found, objects)
+                alpha = await self.in_pool(lambda: cut(entry, chosen(found, objects)))
         values = body.values.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
         request = TabRequest(entry.rgb, alpha, values, self.engine.settings.device)
         result: TabResult = await self.wait(
@@ -235,15 +236,7 @@ class Service:
             ObjectBody.model_validate({"box": list(map(float, d.box))}) for d in result.detections
         ]
         found = await self.answers(entry, boxes, 1, preview=True) if boxes else []
-        answer["objects"] = [
-            {
-                "phrase": detection.phrase,
-                "box": [float(v) for v in detection.box],
-                "score": round(float(detection.score), 4),
-                "alpha": data_url(encode_alpha(one.mattes[0])),
-            }
-            for detection, one in zip(result.detections, found, strict=True)
-        ]
+        answer["objects"] = await self.in_pool(_detected, entry, result, found)
         return answer
 
     def _about(self, entry: Entry, start: float) -> dict[str, Any]:
@@ -271,16 +264,27 @@ def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def _detected(entry: Entry, result: TabResult, found: list[Answer]) -> list[dict[str, Any]]:
+    return [
+        {
+            "phrase": detection.phrase,
+            "box": [float(v) for v in detection.box],
+            "score": round(float(detection.score), 4),
+            "alpha": data_url(encode_alpha(cut(entry, one.mattes[0]))),
+        }
+        for detection, one in zip(result.detections, found, strict=True)
+    ]
+
+
 def _record(entry: Entry, record: Any) -> dict[str, Any]:
     alpha = record["alpha"]
     height, width = entry.size
     fy, fx = height / alpha.shape[0], width / alpha.shape[1]
     x, y, w, h = record["bbox"]
-    small = alpha if max(alpha.shape) <= 1280 else cv2.resize(alpha, None, fx=0.5, fy=0.5)
     return {
         "box": [x * fx, y * fy, (x + w + 1) * fx, (y + h + 1) * fy],
         "score": round(float(record["predicted_iou"]), 4),
         "stability": round(float(record["stability_score"]), 4),
         "area": round(float(record["area"]) * fx * fy),
-        "alpha": data_url(encode_alpha(small)),
+        "alpha": data_url(encode_alpha(alpha)),
     }

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from zim.errors import PromptError
-from zim.images import read_alpha
+from zim.images import read_mask
 from zim.prompt_json import read_json
 from zim.prompts import SCRIBBLE_POINTS, Prompt, scribble_points
 
@@ -35,14 +35,12 @@ def read_scribble(file: str | Path, size: tuple[int, int]) -> Prompt:
         OSError: the file cannot be read.
     """
     if Path(file).suffix.lower() != ".json":
-        painted = read_alpha(file)
+        painted = read_mask(file)
         if painted.shape != size:
             raise PromptError(
                 f"{file} is {painted.shape[1]} x {painted.shape[0]}; expected the picture's own "
                 f"{size[1]} x {size[0]}"
             )
-        if painted.max(initial=0) <= 1.001 / 255:  # zeros and ones are a binary mask
-            painted = (painted > 0).astype(np.float32)
         return Prompt.create(size, scribble=painted)
     strokes, labels = _strokes(read_json(Path(file)), str(file), size)
     lengths = [float(np.hypot(*np.diff(s, axis=0).T).sum()) if len(s) > 1 else 0 for s in strokes]
@@ -60,13 +58,6 @@ def read_scribble(file: str | Path, size: tuple[int, int]) -> Prompt:
         points.append(scribble_points(mine, size, limit))
         kinds += [label] * len(points[-1])
     return Prompt.create(size, points=np.concatenate(points), labels=kinds)
-
-
-def strokes_of(file: str | Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """Return the strokes of a JSON scribble for drawing, N x 2 each; none for a painted picture."""
-    if Path(file).suffix.lower() != ".json":
-        return []
-    return _strokes(read_json(Path(file)), str(file), size)[0]
 
 
 def _strokes(data: Any, where: str, size: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:

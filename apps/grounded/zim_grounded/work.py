@@ -19,6 +19,7 @@ from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
 from zim.commands.outputs import output_folder
 from zim.errors import PromptError, ZimError
+from zim.folders import SUFFIXES, pictures_in
 from zim.images import LoadedImage, load_image
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
@@ -34,7 +35,6 @@ from zim_grounded.scribbles import read_scribble
 
 #: what is used without --image: a cut-out dog and an umbrella laid over a photograph
 EXAMPLE = Path(__file__).with_name("dog.jpg")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -93,7 +93,7 @@ def _pictures(args: argparse.Namespace, report: Report) -> list[str]:
         if not folder.is_dir():
             pictures.append(name)
             continue
-        inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        inside = pictures_in(folder)
         if not inside:
             raise UsageError(f"{name} holds no pictures ({', '.join(SUFFIXES)})")
         pictures += [str(p) for p in inside]

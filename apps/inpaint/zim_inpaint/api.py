@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import ConfigError, ImageError, PromptError
-from zim.images import load_image, read_alpha
+from zim.images import load_image, read_mask
 from zim.result import Matte
 from zim.viz import blend
 from zim_inpaint.backends import Filler, get_filler
@@ -149,7 +149,7 @@ def inpaint(
 
 
 def _matte(alpha: Any, size: tuple[int, ...]) -> NDArray[np.float32]:
-    matte = read_alpha(alpha)
+    matte = read_mask(alpha)
     if matte.shape != size:
         raise ImageError(
             f"the matte is {matte.shape[1]} x {matte.shape[0]} but the picture is "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zim import plugins
 from zim.errors import ImageError, PromptError, ZimError, install_advice
-from zim.images import read_alpha
+from zim.images import read_mask
 from zim.predictor import ZimPredictor
 from zim.prompt_files import read_prompt
 from zim.prompt_json import ObjectPrompt
@@ -129,16 +129,14 @@ def read_matte(file: str, size: tuple[int, int], *, resize: bool = False) -> NDA
     """Read a matte that is used as it is.
 
     Args:
-        file: any picture; see :func:`zim.images.read_alpha`.
+        file: any picture; see :func:`zim.images.read_mask`.
         size: (height, width) of the picture it belongs to.
         resize: scale it to that size rather than refuse it.
 
     Raises:
         ImageError: it cannot be read, or has another size.
     """
-    alpha = read_alpha(file)
-    if alpha.max(initial=0) <= 1.001 / 255:  # zeros and ones: a binary mask
-        alpha = (alpha > 0).astype(np.float32)
+    alpha = read_mask(file)
     if alpha.shape == size:
         return alpha
     if not resize:

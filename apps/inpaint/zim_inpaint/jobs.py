@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from zim.commandline import UsageError
-from zim.commands.outputs import FILE_SUFFIXES, Result
+from zim.commands.outputs import Result
 from zim.commands.prompt_flags import object_prompts
 from zim.errors import PromptError
+from zim.folders import pictures_in
 from zim.prompt_json import ObjectPrompt, read_entry, with_usual_names
 
 _PROMPT = {"point", "bbox"}
 _WORDS = ("matte", "object", "text")
 _KEYS = {"image", *_WORDS, *_PROMPT}
-#: pictures that are taken from a folder
-_SUFFIXES = (*FILE_SUFFIXES, ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _expanded(images: Sequence[str]) -> list[str]:
         if name == "-" or not folder.is_dir():
             out.append(name)
             continue
-        inside = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        inside = [str(p) for p in pictures_in(folder)]
         if not inside:
             raise UsageError(f"--image {name}: no pictures in this folder")
         out += inside

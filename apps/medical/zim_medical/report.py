@@ -10,7 +10,7 @@ from typing import Any
 from zim import __version__
 from zim_medical.layouts import REGISTRY
 from zim_medical.options import MODE_NAMES, NOTICE
-from zim_medical.summary import ALL, interval, p_text
+from zim_medical.summary import ALL, MACRO, interval, p_text
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1120px;margin:2em auto;padding:0 1em}
@@ -154,7 +154,7 @@ def _grid(summary: Mapping[str, Any]) -> str:
         values = "".join(f"<td><b>{means[m]:.3f}</b></td>" for m in modes)
         mark = " class='first'" if j == 0 else ""
         out.append(
-            f"<tr{mark}><td class='t'><b>mean of datasets</b></td><td></td>"
+            f"<tr{mark}><td class='t'><b>{MACRO}</b></td><td></td>"
             f"<td class='t'>{escape(model)}</td><td></td><td></td>{values}<td></td><td></td></tr>"
         )
     extra = _extra_grid(summary)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from zim.errors import ConfigError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+from zim.folders import SUFFIXES, pictures_in
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -16,11 +15,7 @@ def pictures(folder: Path) -> list[Path]:
     Raises:
         ConfigError: it is missing or holds none.
     """
-    found = (
-        sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        if folder.is_dir()
-        else []
-    )
+    found = pictures_in(folder) if folder.is_dir() else []
     if not found:
         raise ConfigError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     return found

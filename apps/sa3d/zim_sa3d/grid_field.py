@@ -6,9 +6,8 @@ trilinear interpolation, coarse first, then fine; empty space is skipped once it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -317,8 +316,3 @@ def _variation(raw: Tensor) -> Tensor:
         raw = raw[start : start + side // 4 + 1]
     parts = [raw.diff(dim=k).square().mean() for k in range(3)]
     return torch.stack(parts).mean()
-
-
-def settings_dict(settings: GridSettings) -> dict[str, Any]:
-    """Return the settings as they go into reports."""
-    return asdict(settings)

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import ConfigError, reason
+from zim.folders import SUFFIXES
 from zim.images import load_image
 from zim.output import make_folder, save_rgb
 from zim.weights.registry import zim_home
 from zim_sa3d.cameras import Camera
 from zim_sa3d.colmap import model_folder, read_colmap
-from zim_sa3d.folders import SUFFIXES, picture_folder, pictures, view_names
+from zim_sa3d.folders import picture_folder, pictures, view_names
 from zim_sa3d.presets import INWARD, LLFF
 from zim_sa3d.scene import Scene, View, facing, save_scene
 from zim_sa3d.synthetic import synthetic_scene

@@ -56,7 +56,7 @@ def _propose(args: argparse.Namespace, out: Path, report: Report) -> None:
         raise UsageError("testset needs a converter: --converter RUN (see zim-train converter)")
     from zim.api import choose_device, load
     from zim.automatic import ZimAutomaticMaskGenerator
-    from zim.output import SUFFIXES
+    from zim.folders import pictures_in
     from zim_training.convert.config import ConvertConfig
     from zim_training.converter.model import Converter
     from zim_training.testset.candidates import propose
@@ -65,7 +65,7 @@ def _propose(args: argparse.Namespace, out: Path, report: Report) -> None:
     images: list[Path] = []
     for path in map(Path, args.images):
         if path.is_dir():
-            images += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            images += pictures_in(path)
         else:
             images.append(path)
     device = choose_device(args.device)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from zim.errors import ConfigError, ImageError, reason
+from zim.folders import pictures_in
 from zim.images import load_image, read_alpha
 
 Kind = Literal["matte", "label"]
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def _pairs(
 
 
 def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
+    return pictures_in(folder) if folder.is_dir() else []
 
 
 def _aim500(root: Path, bad: list[str]) -> Iterator[MatteSample]:
