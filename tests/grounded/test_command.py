@@ -7,6 +7,8 @@ import pytest
 from zim.images import save_rgb
 from zim.masks import box_iou
 from zim.testing import disc, picture, tiny_model
+from zim_grounded import work
+from zim_grounded.boxes_file import BoxesFile
 from zim_grounded.candidates import Found
 from zim_grounded.cli import main
 from zim_grounded.detectors import load_detector
@@ -126,6 +128,57 @@ def test_boxes_only_runs_no_model(folder, capsys):
     assert code == 0
     assert report["items"][0]["box"] == [10, 10, 60, 70]
     assert sorted(p.name for p in folder.iterdir()) == ["a.json", "boxes.json", "in"]
+
+
+def test_a_part_that_is_not_found_takes_nothing_out(folder, capsys, model, monkeypatch):
+    class OnlyDogs(BoxesFile):
+        def candidates(self, image, phrases):
+            return [Found((10, 10, 100, 80), p, 0.9) for p in phrases if "dog" in p]
+
+    monkeypatch.setattr(work, "chosen_detector", lambda args: OnlyDogs(boxes(folder)))
+    monkeypatch.setattr(work, "BoxesFile", type(None))
+    words = ["the dog", "--image", "in/a.png", "--model", model]
+    assert run(capsys, *words, "-o", "all")[0] == 0
+    code, _, err = run(capsys, *words, "--not", "the dog's collar", "-o", "less")
+    assert code == 0
+    assert '--not "the dog\'s collar": nothing found, so nothing is taken out' in err
+    files = [folder / d / "a.1.the-dog.alpha.png" for d in ("all", "less")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((folder / "less" / "a.json").read_text())["without"] == []
+
+
+def test_overwriting_leaves_nothing_of_before(folder, capsys, model):
+    rows = ([10, 10, 100, 80], "dog", 0.9), ([40, 30, 70, 60], "ball", 0.8)
+    words = ["--boxes", boxes(folder, *rows), "--image", "in/a.png", "--model", model, "-o", "out"]
+    assert run(capsys, *words)[0] == 0
+    assert run(capsys, *words, "--overwrite", "ball")[0] == 0
+    assert sorted(p.name for p in (folder / "out").iterdir()) == [
+        "a.1.ball.alpha.png",
+        "a.1.ball.rgba.png",
+        "a.json",
+        "a.labels.png",
+        "a.overlay.jpg",
+    ]
+
+
+def test_skipping_takes_up_what_is_not_done(folder, capsys, model):
+    rows = ([10, 10, 100, 80], "dog", 0.9), ([40, 30, 70, 60], "ball", 0.8)
+    words = ["dog", "--boxes", boxes(folder, *rows), "--image", "in/a.png", "--model", model]
+    assert run(capsys, *words, "--boxes-only")[0] == 0
+    assert run(capsys, *words, "--skip-existing")[0] == 0
+    assert (folder / "a.1.dog.rgba.png").is_file()
+    assert run(capsys, *words, "--skip-existing")[1]["items"][0]["skipped"]
+    code, report, _ = run(capsys, "ball", *words[1:], "--skip-existing")
+    assert code == 1
+    assert "is about other phrases; use --overwrite" in report["error"]
+
+
+def test_a_list_with_commas_gets_a_hint(folder, capsys):
+    rows = ([10, 10, 100, 80], "dog, ball", 0.9)
+    words = ["dog, ball", "--boxes", boxes(folder, rows), "--image", "in/a.png", "--boxes-only"]
+    code, _, err = run(capsys, *words)
+    assert code == 0
+    assert "several are divided by dots: 'dog . ball'" in err
 
 
 def test_what_not_to_take_is_taken_out(folder, capsys, model):

@@ -68,6 +68,23 @@ def test_order_of_phrases_is_kept_with_parts_between(image):
     assert [f.phrase for f in whole.found] == ["red ball", "cat"]
 
 
+def test_the_best_of_a_picture_stay_and_what_stands_in_goes_first(image):
+    answers = {
+        (True, "dog"): [Found((20, 20, 90, 90), "dog", 0.9)],
+        (True, "ball"): [
+            Found((0, 50, 9, 59), "ball", 0.4),
+            Found((60, 50, 69, 59), "ball", 0.5),
+        ],
+    }
+    detector, phrases = Scripted(answers), ["ear of dog", "ball"]
+    one = locate(detector, image, phrases, Thresholds(most=1))
+    assert [(f.phrase, f.score) for f in one.found] == [("ball", 0.5)]
+    assert one.left_out == ("ear of dog",)
+    top = locate(detector, image, phrases, Thresholds(most=2), top=1)
+    assert [(f.phrase, f.score) for f in top.found] == [("ear of dog", 0.9), ("ball", 0.5)]
+    assert top.left_out == ()
+
+
 def test_the_head_word_ranks(image):
     tokens_table = (("cat", 0.3), ("on", 0.1), ("table", 0.9))
     tokens_cat = (("cat", 0.7), ("on", 0.1), ("table", 0.2))

@@ -51,6 +51,14 @@ def test_plain_text_holds_no_delimiter():
         ("red ball", None, "ball"),
         ("the cat on the table", None, "cat"),
         ("woman with a hat", None, "woman"),
+        ("the man who is on the left", None, "man"),
+        ("the woman standing next to the car", None, "woman"),
+        ("glass of water", None, "glass"),
+        ("stem of the glass", Part("the glass", "stem"), "stem"),
+        ("glass of the lamp", Part("the lamp", "glass"), "glass"),
+        ("a pair of my shoes", None, "pair"),
+        ("left of the dog", None, "left"),
+        ("it's a dog", None, "dog"),
     ],
 )
 def test_parts_and_heads(phrase, part, head):

@@ -7,6 +7,7 @@ import pytest
 from zim.errors import ZimError
 from zim.images import save_alpha, save_rgb
 from zim.testing import picture, tiny_model
+from zim_grounded.boxes_file import BoxesFile
 from zim_grounded.candidates import CandidateDetector, Found, Thresholds
 from zim_grounded.cli import main
 from zim_grounded.refmatte import evaluate, read_entities, summary
@@ -49,7 +50,8 @@ def root(tmp_path):
 
 
 def test_scores_by_hand(root):
-    rows = evaluate(read_entities(root), Filled(), Known())
+    rows, left_out = evaluate(read_entities(root), Filled(), Known())
+    assert not left_out
     assert [row["boxes"] for row in rows] == ["true", "detected", "detected", "detected"]
     # true box: exact; found: exact; half beside it: 300 too many and 300 missing; missed: all 600
     assert [row["sad"] for row in rows] == pytest.approx([0, 0, 0.6, 0.6])
@@ -92,6 +94,27 @@ def test_the_command_writes_a_table(root, capsys, tmp_path):
     ]
     assert main(words) == 1
     assert "use --overwrite" in capsys.readouterr().err
+
+
+def test_boxes_of_a_table_by_file_name_are_those_of_the_picture(root):
+    table = {"one.jpg": [{"box": [10, 10, 30, 40], "phrase": "a thing", "score": 0.9}]}
+    (root / "b.json").write_text(json.dumps(table))
+    rows, _ = evaluate(read_entities(root), Filled(), BoxesFile(root / "b.json"))
+    assert [row["hit"] for row in rows if row["expression"] == "a thing"] == [True]
+
+
+def test_what_cannot_be_scored_is_named_and_left_out(root, capsys, tmp_path):
+    save_alpha(root / "mask" / "one_2.png", np.zeros((60, 80), np.float32))
+    index = json.loads((root / "refmatte_rw100_label.json").read_text())
+    index["one_2"] = {"image_name": "one", "expressions": ["nothing"]}
+    (root / "refmatte_rw100_label.json").write_text(json.dumps(index))
+    model = str(tiny_model().save_pretrained(tmp_path / "model"))
+    words = ["eval", "--refmatte", str(root), "--true-boxes", "--model", model, "--device", "cpu"]
+    assert main([*words, "-o", str(tmp_path / "out"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "left out one_2: one_2.png is empty" in captured.err
+    assert json.loads(captured.out)["metrics"]["true_boxes"]["samples"] == 1
+    assert main([*words, "-o", str(tmp_path / "out"), "--skip-existing"]) == 0
 
 
 @pytest.mark.parametrize(

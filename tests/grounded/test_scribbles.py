@@ -70,7 +70,12 @@ def test_a_painted_stroke_stays_on_the_paint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [3, [], {"strokes": []}, {"strokes": [{}]}, [["a", 1]], [[1, 2, 3]], [[1, 2], [3]]]
+    "data",
+    [
+        *(3, [], {"strokes": []}, {"strokes": [{}]}, [["a", 1]], [[1, 2, 3]], [[1, 2], [3]]),
+        {"strokes": [{"label": 0, "points": [[1, 2]]}]},
+        {"strokes": [{"label": 7, "points": [[1, 2]]}]},
+    ],
 )
 def test_bad_json_is_one_line(tmp_path, data):
     with pytest.raises(PromptError) as caught:

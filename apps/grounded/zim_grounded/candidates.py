@@ -68,17 +68,34 @@ class CandidateDetector(ABC):
         return [*choose(self.candidates(image, phrases), phrases, self.thresholds)]
 
 
-def choose(found: Sequence[Found], phrases: Sequence[str], thresholds: Thresholds) -> list[Found]:
-    """Keep what is above the threshold, once: phrases in the order of asking, best first within."""
+def choose(
+    found: Sequence[Found],
+    phrases: Sequence[str],
+    thresholds: Thresholds,
+    top: int | None = None,
+) -> list[Found]:
+    """Keep what is above the threshold, once: phrases in the order of asking, best first within.
+
+    Args:
+        found: candidates.
+        phrases: in the order of asking; candidates of others are dropped.
+        thresholds: what is a detection.
+        top: at most so many of each phrase.
+    """
     chosen: list[Found] = []
     for phrase in dict.fromkeys(phrases):
         mine = [f for f in found if f.phrase == phrase and f.score >= thresholds.box]
         kept = nms(
             np.array([f.box for f in mine]), np.array([f.score for f in mine]), thresholds.nms
         )
-        chosen += [mine[i] for i in kept]
-    best = sorted(range(len(chosen)), key=lambda i: -chosen[i].score)[: thresholds.most]
-    return [chosen[i] for i in sorted(best)]
+        chosen += [mine[i] for i in kept[:top]]
+    return best_of(chosen, thresholds.most)
+
+
+def best_of(found: Sequence[Found], most: int) -> list[Found]:
+    """Keep the best in their order; what stands in for a part that was not found is the worst."""
+    order = sorted(range(len(found)), key=lambda i: (bool(found[i].fallback), -found[i].score))
+    return [found[i] for i in sorted(order[:most])]
 
 
 def best_scores(found: Sequence[Detection], phrases: Sequence[str]) -> dict[str, float]:

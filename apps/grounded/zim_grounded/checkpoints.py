@@ -61,7 +61,7 @@ def find_weights(name: str) -> Path:
     the hub, the hub (unless ``ZIM_OFFLINE`` is set).
 
     Args:
-        name: of :data:`WEIGHTS`, a folder, or a hub id.
+        name: of :data:`WEIGHTS` or of a folder there, a folder, or a hub id.
 
     Raises:
         CheckpointError: it is nowhere; the message says what to fetch and where to put it.
@@ -69,15 +69,18 @@ def find_weights(name: str) -> Path:
     if (Path(name).expanduser() / "config.json").is_file():
         return Path(name).expanduser()
     row = WEIGHTS.get(name)
-    if row is None and name.count("/") != 1:
+    if row is None and name.count("/") == 1:
+        row = DetectorWeights(name.split("/")[1], name, 0, "see its page")
+    by_hand = zim_home() / "detectors" / name if row is None else row.folder()
+    if (by_hand / "config.json").is_file():
+        return by_hand
+    if row is None:
         known = ", ".join((*WEIGHTS, "mini", "groundingdino-py", "boxes"))
         raise CheckpointError(
             f"unknown detector {name!r}; expected one of {known}, a folder with config.json, "
             "or a hub id"
         )
-    if row is not None and (row.folder() / "config.json").is_file():
-        return row.folder()
-    return _from_hub(row or DetectorWeights(name.split("/")[1], name, 0, "see its page"))
+    return _from_hub(row)
 
 
 def _from_hub(row: DetectorWeights) -> Path:

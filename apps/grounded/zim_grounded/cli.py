@@ -56,11 +56,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boxes-only", action="store_true", help="stop after the boxes: write the JSON alone"
     )
-    add_detector_flags(parser)
+    group = add_detector_flags(parser)
+    group.add_argument(
+        "--top", type=positive_int, metavar="N", help="keep the N best boxes of each phrase [all]"
+    )
+    group.add_argument(
+        "--whole", action="store_true", help="do not look for parts inside their owners"
+    )
 
 
-def add_detector_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose and tune the detector."""
+def add_detector_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the flags that choose and tune the detector, and return their group."""
     group = parser.add_argument_group("finding boxes")
     group.add_argument(
         "--detector",
@@ -96,17 +102,12 @@ def add_detector_flags(parser: argparse.ArgumentParser) -> None:
         "--max-boxes", type=positive_int, default=20, metavar="N", help="best per picture [20]"
     )
     group.add_argument(
-        "--top", type=positive_int, metavar="N", help="keep the N best boxes of each phrase [all]"
-    )
-    group.add_argument(
         "--focus", metavar="WORD", help="rank boxes by this word of the phrase [its head noun]"
-    )
-    group.add_argument(
-        "--whole", action="store_true", help="do not look for parts inside their owners"
     )
     group.add_argument(
         "--separate", action="store_true", help="one pass per phrase, so that none sways another"
     )
+    return group
 
 
 def _run(args: argparse.Namespace) -> Report:

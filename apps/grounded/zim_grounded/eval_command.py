@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import sys
 from pathlib import Path
+from typing import Any
 
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, timed
-from zim.errors import OutputError
+from zim.errors import OutputError, ZimError
 from zim.output import atomic_write
 from zim.segmenters import load_segmenter
 from zim_grounded.refmatte import METRICS, Entity, evaluate, read_entities, summary
@@ -23,17 +25,30 @@ def run(args: argparse.Namespace) -> Report:
     root = Path(args.refmatte).expanduser()
     entities = read_entities(root, Path(args.index) if args.index else None)
     table = Path(args.output or ".").expanduser() / "refmatte.csv"
+    report = Report(model=args.model, outputs={"csv": str(table)})
+    if table.exists() and args.skip_existing:
+        report.extra["skipped"] = True
+        report.lines.append(f"{table} exists, left as it is")
+        return report
     if table.exists() and not args.overwrite:
-        raise OutputError(f"{table} exists; use --overwrite")
-    report = Report(model=args.model)
+        raise OutputError(f"{table} exists; use --overwrite or --skip-existing")
     with timed(report.seconds, "start"):
         apply_runtime(args)
         detector = None if args.true_boxes else chosen_detector(args)
         segmenter = load_segmenter(args.model, device=args.device, dtype=args.dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     with timed(report.seconds, "score"), progress_on_stderr():
-        for entity in track(_by_image(entities), "scoring"):
-            rows += evaluate(entity, segmenter, detector)
+        for group in track(_by_image(entities), "scoring"):
+            scored, bad = evaluate(group, segmenter, detector, args.focus)
+            rows += scored
+            left_out |= bad
+    for key, why in left_out.items():
+        sys.stderr.write(f"zim-grounded eval: left out {key}: {why}\n")
+    if not rows:
+        raise ZimError(f"{root}: none of {len(entities)} entities can be used")
+    report.failed = bool(left_out)
+    report.extra["left_out"] = left_out
     report.metrics = {
         group: {k: round(v, 5) for k, v in means.items()} for group, means in summary(rows).items()
     }
@@ -43,7 +58,6 @@ def run(args: argparse.Namespace) -> Report:
     writer.writerows(rows)
     table.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(table, buffer.getvalue().encode())
-    report.outputs["csv"] = str(table)
     report.extra["detector"] = detector.name if detector else None
     for group, means in report.metrics.items():
         numbers = "  ".join(f"{name} {means[name]:.3f}" for name in METRICS)

@@ -135,14 +135,43 @@ def write_results(
     rows = [i.row() | {"files": names} for i, names in zip(instances, own, strict=True)]
     text = json.dumps(table | {"detections": rows}, indent=1) + "\n"
     files[target.table] = text.encode()
+    stale = _earlier(target) - set(files) if overwrite else set[Path]()
     for path in files:
         if path.exists() and not (overwrite or keep):
             raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
     folder.mkdir(parents=True, exist_ok=True)
     for path, data in files.items():
-        if overwrite or not path.exists():
+        if overwrite or not path.exists() or path == target.table:
             atomic_write(path, data)
+    for path in stale:
+        path.unlink(missing_ok=True)
     return [names | shared for names in own]
+
+
+def read_table(target: Target) -> dict[str, Any]:
+    """Return the table of an earlier run; empty where there is none that can be read."""
+    try:
+        table = json.loads(target.table.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def own_files(target: Target, table: dict[str, Any]) -> list[Path]:
+    """Return the cut-outs and mattes that a table lists, in the picture's folder."""
+    rows = table.get("detections")
+    listed = [row.get("files") for row in rows if isinstance(row, dict)] if rows else []
+    names = [str(n) for files in listed if isinstance(files, dict) for n in files.values()]
+    return [target.folder / Path(n).name for n in names if Path(n).name.startswith(target.stem)]
+
+
+def _earlier(target: Target) -> set[Path]:
+    """Return the files that an earlier run has left, by its table."""
+    table = read_table(target)
+    if "detections" not in table:
+        return set()
+    shared = [target.folder / f"{target.stem}.{end}" for end in ("labels.png", "overlay.jpg")]
+    return {*own_files(target, table), *shared}
 
 
 def slug(phrase: str) -> str:

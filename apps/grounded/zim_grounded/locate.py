@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zim.protocols import Detection, Detector
-from zim_grounded.candidates import Found, Thresholds, best_scores, choose
+from zim_grounded.candidates import Found, Thresholds, best_of, best_scores, choose
 from zim_grounded.phrases import Part, has_relation, head_word, part_of
 
 #: a crop round an owner is this much wider and higher on every side
@@ -30,10 +30,12 @@ class Located:
     Attributes:
         found: phrases in the order of asking, best first within.
         best: the best score seen for every phrase, below the threshold or not.
+        left_out: phrases of which boxes above the threshold were too many for the picture.
     """
 
     found: list[Found]
     best: dict[str, float]
+    left_out: tuple[str, ...] = ()
 
 
 def locate(
@@ -44,6 +46,7 @@ def locate(
     *,
     focus: str | None = None,
     parts: bool = True,
+    top: int | None = None,
 ) -> Located:
     """Find boxes for phrases.
 
@@ -54,21 +57,24 @@ def locate(
         thresholds: what is a detection.
         focus: the word to rank by, instead of the head of each phrase.
         parts: look for parts inside their owners.
+        top: at most so many boxes of each phrase, the best.
     """
     owners = {p: part for p in phrases if parts and (part := part_of(p)) is not None}
     whole = [p for p in phrases if p not in owners]
     asked = list(dict.fromkeys([*whole, *(part.owner for part in owners.values())]))
     seen = [_ranked(f, focus) for f in _candidates(detector, image, asked)]
     best = best_scores(seen, asked)
-    found: list[Found] = choose([f for f in seen if f.phrase in whole], whole, thresholds)
+    many = replace(thresholds, most=len(seen) + 1)  # what is too much is cut at the end
+    found: list[Found] = choose([f for f in seen if f.phrase in whole], whole, many, top)
     for phrase, part in owners.items():
         boxes = choose([f for f in seen if f.phrase == part.owner], [part.owner], thresholds)
         inside = [_part(detector, image, phrase, part, o, thresholds, focus) for o in boxes]
-        found += [f for f, _ in inside]
+        found += sorted((f for f, _ in inside), key=lambda f: bool(f.fallback))[:top]
         best[phrase] = max([score for _, score in inside], default=best[part.owner])
-    # a part's score and its owner's are different things: the cut to the best is by phrase only
     found = [f for p in dict.fromkeys(phrases) for f in found if f.phrase == p]
-    return Located(found[: thresholds.most], {p: best[p] for p in phrases})
+    kept = best_of(found, thresholds.most)
+    cut = {f.phrase for f in found} - {f.phrase for f in kept}
+    return Located(kept, {p: best[p] for p in phrases}, tuple(p for p in best if p in cut))
 
 
 def _part(

@@ -14,8 +14,29 @@ from dataclasses import dataclass
 
 from zim.errors import PromptError
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text))
+
+
 #: words that put what follows them behind what they say about: "handle OF the mug"
-_RELATIONS = ("of", "with", "on", "in", "at", "from")
+_RELATIONS = _words(
+    "of with on in at from by to near behind under beside above below between inside over next "
+    "who that which whose is are was were wearing holding standing sitting lying looking walking "
+    "running riding carrying"
+)
+#: what follows "of" is no owner after these: "a pair of my shoes"
+_GROUPS = _words(
+    "pair couple group set row pile stack bunch crowd herd flock lot kind sort type left right "
+    "picture photo photograph image drawing painting portrait statue map"
+)
+#: nor after these where nothing says which one is meant: "glass of water", not "glass of the lamp"
+_CONTAINERS = _words(
+    "glass cup mug bottle bowl plate jar can box bag basket bucket bouquet vase piece slice loaf "
+    "sheet pot tin pack tower house field"
+)
+#: who owns nothing that can be seen: "it's a dog"
+_PRONOUNS = _words("it that this there here he she what who let")
 _ARTICLES = ("the", "a", "an", "my", "his", "her", "its", "their", "your", "our")
 
 
@@ -65,10 +86,19 @@ def part_of(phrase: str) -> Part | None:
     if match := re.fullmatch(r"(.+?)\s*>\s*(.+)", text):
         return Part(match[1], match[2])
     if match := re.fullmatch(r"(.+?)(?:'s|(?<=s)')\s+(.+)", text, re.IGNORECASE):
-        return Part(match[1], match[2])
+        return None if match[1].lower() in _PRONOUNS else Part(match[1], match[2])
     if match := re.fullmatch(r"(.+?)\s+of\s+(.+)", text, re.IGNORECASE):
-        return Part(match[2], match[1])
+        return None if _holds(match[1], match[2]) else Part(match[2], match[1])
     return None
+
+
+def _holds(one: str, other: str) -> bool:
+    """Tell whether "one of other" is a thing of its own: a glass of water, a pair of shoes."""
+    head = plain(one).split()[-1:]
+    word = head[0] if head else ""
+    forms = {word, word.removesuffix("s"), word.removesuffix("es")}
+    loose = plain(other).split()[:1] not in [[article] for article in _ARTICLES]
+    return bool(forms & _GROUPS) or (loose and bool(forms & _CONTAINERS))
 
 
 def head_word(phrase: str) -> str:

@@ -10,7 +10,7 @@ mask's file stem with ``image_name`` and ``expressions``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from zim.masks import box_iou
 from zim.prompts import Prompt, mask_box
 from zim.protocols import Segmenter
 from zim.segmenters.answer import answer
+from zim_grounded.boxes_file import BoxesFile
 from zim_grounded.candidates import CandidateDetector
 from zim_grounded.locate import locate
 
@@ -102,45 +103,47 @@ def evaluate(
     entities: Sequence[Entity],
     segmenter: Segmenter,
     detector: CandidateDetector | None,
-    said: Callable[[Entity], None] = lambda _: None,
-) -> list[dict[str, Any]]:
+    focus: str | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Score every entity with its true box, and every expression with the box it leads to.
 
-    A missed expression is an empty matte: it counts, at the price of the whole object.
+    A missed expression is an empty matte: it counts, at the price of the whole object. Entities
+    whose files cannot be used are left out.
 
     Args:
         entities: of :func:`read_entities`.
         segmenter: makes mattes of boxes.
         detector: makes boxes of expressions; None leaves them out.
-        said: called after every entity.
+        focus: the word to rank by, instead of the head of each expression.
 
     Returns:
         Rows ``{entity, expression, boxes, found, hit, sad, mse, mae, grad, conn}``; ``boxes`` is
-        ``true`` or ``detected``. Metrics are the whole image's, in the paper's scaling.
+        ``true`` or ``detected``. Metrics are the whole image's, in the paper's scaling. And why
+        entities were left out, by their keys.
     """
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     current: Path | None = None
     rgb = np.zeros((1, 1, 3), np.uint8)
     for entity in entities:
-        if entity.image != current:
-            rgb = load_image(entity.image).rgb
-            segmenter.set_image(rgb)
-            current = entity.image
-        target = read_alpha(entity.mask)
-        if target.shape != rgb.shape[:2]:
-            raise ZimError(
-                f"{entity.mask.name} is {target.shape[1]} x {target.shape[0]} but its image is "
-                f"{rgb.shape[1]} x {rgb.shape[0]}"
-            )
         try:
-            box = mask_box(target)
-        except PromptError as error:
-            raise ZimError(f"{entity.mask.name} is empty; remove it from the index") from error
+            if entity.image != current:
+                current = None
+                rgb = load_image(entity.image).rgb
+                segmenter.set_image(rgb)
+                current = entity.image
+            target, box = _truth(entity, rgb)
+        except ZimError as error:
+            left_out[entity.key] = str(error)
+            continue
+        if isinstance(detector, BoxesFile):
+            detector.open(str(entity.image))
         true = _row(entity, None, "true", _matte(segmenter, rgb, box), target)
         rows.append(true | {"found": True, "hit": True})
         for text in entity.expressions if detector is not None else ():
             assert detector is not None
-            seen = locate(detector, rgb, [text], detector.thresholds, parts=False).found
+            limits = detector.thresholds
+            seen = locate(detector, rgb, [text], limits, focus=focus, parts=False).found
             alpha = np.zeros(target.shape, np.float32)
             hit = False
             if seen:
@@ -148,8 +151,21 @@ def evaluate(
                 hit = box_iou(seen[0].box, box.tolist()) >= RECALL_IOU
             row = _row(entity, text, "detected", alpha, target)
             rows.append(row | {"found": bool(seen), "hit": hit})
-        said(entity)
-    return rows
+    return rows, left_out
+
+
+def _truth(entity: Entity, rgb: NDArray[np.uint8]) -> tuple[Alpha, NDArray[np.float32]]:
+    """Read the true matte of an entity, and its box."""
+    target = read_alpha(entity.mask)
+    if target.shape != rgb.shape[:2]:
+        raise ZimError(
+            f"{entity.mask.name} is {target.shape[1]} x {target.shape[0]} but its image is "
+            f"{rgb.shape[1]} x {rgb.shape[0]}"
+        )
+    try:
+        return target, mask_box(target)
+    except PromptError as error:
+        raise ZimError(f"{entity.mask.name} is empty") from error
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

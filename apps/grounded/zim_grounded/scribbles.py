@@ -79,7 +79,11 @@ def _strokes(data: Any, where: str, size: tuple[int, int]) -> tuple[list[np.ndar
                 raise PromptError(f"{where}: a stroke without points; {_EXPECTED}")
             label = cast("dict[str, Any]", entry).get("label", 1)
             strokes.append(_stroke(cast("dict[str, Any]", entry)["points"], where))
+            if isinstance(label, int | float) and label not in (0, 1):
+                raise PromptError(f"{where}: a stroke of label {label}; expected 1 (object) or 0")
             labels.append(0 if label in (0, "0", "background") else 1)
+        if 1 not in labels:
+            raise PromptError(f"{where}: no stroke is on the object (label 1)")
         return [s * scale for s in strokes], labels
     if not isinstance(data, list) or not data:
         raise PromptError(f"{where}: {_EXPECTED}")

@@ -26,8 +26,9 @@ from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
 from zim_grounded.boxes_file import BoxesFile
 from zim_grounded.candidates import CandidateDetector, Found, Thresholds
+from zim_grounded.cli import FORMATS
 from zim_grounded.detectors import default_name, load_detector
-from zim_grounded.files import Instance, Target, write_results
+from zim_grounded.files import Instance, Target, own_files, read_table, write_results
 from zim_grounded.locate import Located, locate
 from zim_grounded.mattes import distinct, mattes_of, take_away
 from zim_grounded.phrases import split_phrases
@@ -75,6 +76,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--boxes is for --detector boxes, not {args.detector}; drop one of them")
     if not args.phrases and not args.scribble and not args.boxes:
         raise UsageError('say what to find, such as "the dog\'s fur", or give --scribble FILE')
+    for phrase in split_phrases(args.phrases) if args.phrases else ():
+        if "," in phrase:
+            listed = " . ".join(part.strip() for part in phrase.split(",") if part.strip())
+            sys.stderr.write(
+                f"zim-grounded: {phrase!r} is one phrase; several are divided by dots: {listed!r}\n"
+            )
     output_folder(args.output)
 
 
@@ -146,6 +153,16 @@ class Work:
         if not target.table.exists() or self.args.overwrite:
             return True
         if self.args.skip_existing:
+            table = read_table(target)
+            if not self.args.scribble and self.phrases and table.get("phrases") != self.phrases:
+                text = f"{target.table} is about other phrases; use --overwrite or another --output"
+                self._fail(target, ZimError(text), {})
+                return False
+            if not self.args.boxes_only and table.get("detections"):
+                files = own_files(target, table)
+                wanted = {"rgba", "alpha"} & set(self.args.format or FORMATS)
+                if wanted and not (files and all(file.is_file() for file in files)):
+                    return True  # boxes only, or somebody has removed mattes
             outputs = {"json": str(target.table)}
             skipped = {"outputs": outputs, "metrics": {}, "error": None, "skipped": True}
             self.items[target.source] = [{"input": target.source} | skipped]
@@ -203,44 +220,75 @@ class Work:
             detector.open(target.source)
             phrases = phrases or detector.phrases()
         with timed(seconds, "detect"):
-            located = self._locate(detector, loaded.rgb, phrases)
-            taken = self._locate(detector, loaded.rgb, self.without).found if self.without else []
-        found = _top(located.found, args.top)
+            located = self._locate(detector, loaded.rgb, phrases, top=args.top)
+            away = Located([], {})
+            if self.without:
+                away = self._locate(detector, loaded.rgb, self.without, top=None)
+        found = located.found
+        # an owner in the place of a part would take the whole object out
+        taken = [f for f in away.found if not f.fallback]
         if found:
             self._say_what_is_missing(target, located, detector.thresholds.box)
+        for phrase in self.without:
+            if all(f.phrase != phrase for f in taken):
+                best = f"best score seen {away.best[phrase]:.2f}"
+                self._say(
+                    target, f"--not {phrase!r}: nothing found, so nothing is taken out ({best})"
+                )
         table = self._table(loaded, phrases, located)
+        if self.without:
+            table["without"] = [
+                {
+                    "phrase": f.phrase,
+                    "box": [round(v, 2) for v in f.box],
+                    "score": round(f.score, 4),
+                }
+                for f in taken
+            ]
         if args.boxes_only or not found:
             return [Instance(f, None, None) for f in found], table
         alphas, scores = self._mattes(loaded, [*found, *taken], seconds)
-        away = alphas[len(found) :]
+        others = alphas[len(found) :]
         keep = distinct(found, alphas[: len(found)])
-        instances = [Instance(found[i], take_away(alphas[i], away), scores[i]) for i in keep]
+        instances = [Instance(found[i], take_away(alphas[i], others), scores[i]) for i in keep]
+        for instance in instances:
+            if instance.found and instance.alpha is not None and not (instance.alpha > 0.5).any():
+                self._say(target, f"{instance.found.phrase!r}: its matte is empty")
         return instances, table
 
     def _say_what_is_missing(self, target: Target, located: Located, threshold: float) -> None:
         """Say which phrases led to nothing, or to less than was asked for."""
-        name = Path(target.source).name
         for phrase, best in located.best.items():
             mine = [f for f in located.found if f.phrase == phrase]
-            if not mine:
+            if not mine and phrase in located.left_out:
+                text = f"left out by --max-boxes {self.args.max_boxes}, best score {best:.2f}"
+            elif not mine:
                 text = f"nothing above {threshold:g}, best score seen {best:.2f}"
             elif any(f.fallback for f in mine):
                 text = "no such part found, the box of its owner stands in"
             else:
                 continue
-            sys.stderr.write(f"zim-grounded: {name}: {phrase!r}: {text}\n")
+            self._say(target, f"{phrase!r}: {text}")
+
+    def _say(self, target: Target, text: str) -> None:
+        sys.stderr.write(f"zim-grounded: {Path(target.source).name}: {text}\n")
 
     def _locate(
-        self, detector: CandidateDetector, rgb: NDArray[np.uint8], phrases: Sequence[str]
+        self,
+        detector: CandidateDetector,
+        rgb: NDArray[np.uint8],
+        phrases: Sequence[str],
+        *,
+        top: int | None,
     ) -> Located:
-        args = self.args
+        args, limits = self.args, detector.thresholds
         parts = not args.whole and not isinstance(detector, BoxesFile)
-        located = locate(detector, rgb, phrases, detector.thresholds, focus=args.focus, parts=parts)
-        text = detector.thresholds.text
+        located = locate(detector, rgb, phrases, limits, focus=args.focus, parts=parts, top=top)
         shown = [
-            replace(f, tokens=tuple(t for t in f.tokens if t[1] >= text)) for f in located.found
+            replace(f, tokens=tuple(t for t in f.tokens if t[1] >= limits.text))
+            for f in located.found
         ]
-        return Located(shown, located.best)
+        return replace(located, found=shown)
 
     def _mattes(
         self, loaded: LoadedImage, found: Sequence[Found], seconds: dict[str, float]
@@ -308,9 +356,11 @@ class Work:
         )
         text = (
             f"nothing found above the threshold {self.detector.thresholds.box:g} by "
-            f"{self.detector.name}; best scores seen: {said}; lower --threshold"
+            f"{self.detector.name}; best scores seen: {said}"
         )
-        return text + (" or name another --detector" if self.detector.name == "mini" else "")
+        lower = ["lower --threshold"] if self.detector.thresholds.box > 0 else []
+        other = ["name another --detector"] if self.detector.name == "mini" else []
+        return "; ".join([text, *([" or ".join([*lower, *other])] if lower or other else [])])
 
     def _fail(self, target: Target, error: BaseException, outputs: dict[str, str]) -> None:
         line = error_line(error)
@@ -373,16 +423,3 @@ class NothingFound(ZimError):
         """Remember where the table is."""
         super().__init__(message)
         self.table = table
-
-
-def _top(found: Sequence[Found], top: int | None) -> list[Found]:
-    """Keep the best boxes of every phrase."""
-    if top is None:
-        return list(found)
-    count: dict[str, int] = {}
-    kept: list[Found] = []
-    for f in found:
-        count[f.phrase] = count.get(f.phrase, 0) + 1
-        if count[f.phrase] <= top:
-            kept.append(f)
-    return kept
