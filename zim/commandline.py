@@ -135,7 +135,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=positive_int, metavar="N", help="CPU threads [ZIM_THREADS, else all]"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed [0]")
+    group.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed [0]")
     group.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     group.add_argument("--debug", action="store_true", help="show the full trace of an error")
 
@@ -144,6 +144,13 @@ def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a whole number of at least 0")
     return int(text)
 
 

@@ -18,7 +18,7 @@ from zim.errors import ConfigError, ImageError
 from zim.evaluation import runner
 from zim.evaluation.datasets import read_dataset
 from zim.evaluation.runner import Settings
-from zim.evaluation.samples import Sample
+from zim.evaluation.samples import Sample, load_sample
 from zim.testing import BoxFiller, disc, picture, tiny_model
 
 BOX = {"point": [[32, 24, 1]], "bbox": [16, 8, 48, 40]}
@@ -92,7 +92,8 @@ def test_every_fault_is_named_and_the_rest_is_scored(
     for key, (_, said) in bad.items():
         assert said in reasons[key], key
     assert report["metrics"]["excluded"] == len(bad)
-    assert report["metrics"]["scored"] == 2 * (1 + len(kinds))
+    half = {"three", "outside", "no-area", "label", "negative", "nan"}  # the other prompt is fine
+    assert report["metrics"]["scored"] == 2 * (1 + len(kinds)) + len(half)
     assert report["metrics"]["still_to_do"] == 0
     table = (tmp_path / "out/tables.md").read_text()
     assert all(f"- {key}: " in table for key in bad)
@@ -100,7 +101,8 @@ def test_every_fault_is_named_and_the_rest_is_scored(
         json.loads(line) for line in (tmp_path / "out/results.0.jsonl").read_text().splitlines()
     ]
     for prompt in ("point", "box"):  # one truth in six kinds of file
-        values = [r["mse"] for r in scored if r["prompt"] == prompt and "mse" in r]
+        mine = [r for r in scored if r["prompt"] == prompt and r["key"] not in bad]
+        values = [r["mse"] for r in mine]
         assert len(values) == 1 + len(kinds)
         assert np.ptp(values) < 0.1
 
@@ -108,7 +110,68 @@ def test_every_fault_is_named_and_the_rest_is_scored(
 def test_only_what_is_asked_for_has_to_be_there(root: Path, tmp_path: Path) -> None:
     line = {"image": "a.png", "alpha": "m.png", "prompt": {"bbox": BOX["bbox"]}}
     assert evaluate(root, [line], tmp_path / "out", "--prompts", "box") == 0
-    assert evaluate(root, [line], tmp_path / "both") == 1  # a click is missing: left out
+    assert evaluate(root, [line], tmp_path / "both") == 0  # a click is missing: the box is scored
+    table = (tmp_path / "both/tables.md").read_text()
+    assert "| grabcut | box | measured | 1 |" in table
+    assert "- m: the manifest's prompt: expected" in table
+
+
+def test_prompts_at_the_rim_are_scaled_with_their_picture(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), picture(67, 101)[..., ::-1])
+    alpha = np.zeros((67, 101), np.uint8)
+    alpha[20:, 40:] = 255
+    cv2.imwrite(str(tmp_path / "m.png"), alpha)
+    prompt = {"point": [[100, 66, 1], [0, 0, 0]], "bbox": [40, 20, 101, 67]}
+    sample = Sample("a", tmp_path / "a.png", tmp_path / "m.png", prompt=prompt)
+    loaded = load_sample(sample, ("point", "box"), 0, 50)
+    assert not loaded.problems
+    assert loaded.alpha.shape == (33, 50)
+    np.testing.assert_allclose(loaded.prompts["point"].points, [[49, 32], [0, 0]], atol=0.26)
+    box = loaded.prompts["box"].box
+    assert box is not None
+    np.testing.assert_allclose(box, [40 * 50 / 101, 20 * 33 / 67, 50, 33], rtol=1e-6)
+
+
+def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    for folder, names in (("images", ("a.PNG", "b.jpg")), ("alphas", ("a.png", "b.PNG"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    samples = read_dataset("folder", tmp_path)
+    assert [(s.image.name, s.alpha.name, s.error) for s in samples] == [
+        ("a.PNG", "a.png", None),
+        ("b.jpg", "b.PNG", None),
+    ]
+
+
+def test_every_group_of_a_manifest_has_its_columns(root: Path, tmp_path: Path) -> None:
+    good = {"image": "a.png", "alpha": "m.png", "prompt": BOX}
+    groups = ("hair", "fine", None)
+    lines = [{**good, "key": str(g), "group": g} for g in groups]
+    assert evaluate(root, lines, tmp_path / "out") == 0
+    head = (tmp_path / "out/table1.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in head if name.endswith(" SAD")] == ["fine SAD", "all SAD", "hair SAD"]
+
+
+class Loud(BoxFiller):
+    """Answers beyond 1."""
+
+    def predict(self, *args: Any, **more: Any) -> Any:
+        matte, scores, low = super().predict(*args, **more)
+        return matte * 2.5, scores, low
+
+
+def test_what_is_no_alpha_is_not_scored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zim.segmenters, "load_segmenter", lambda name, **_: Loud())
+    cv2.imwrite(str(root / "ones.png"), (disc() > 0.5).astype(np.uint8))
+    line = {"image": "a.png", "alpha": "m.png", "prompt": BOX}
+    lines = [line, {**line, "alpha": "ones.png", "key": "ones"}]
+    assert evaluate(root, lines, tmp_path / "out", "--prompts", "box") == 1
+    table = (tmp_path / "out/tables.md").read_text()
+    assert "it answers with values from 0 to 2.5; expected 0 to 1" in table
+    assert "ones.png goes from 0 to 1 of 255" in table
 
 
 def test_what_changed_is_scored_again_whichever_rank_had_it(
@@ -164,9 +227,9 @@ def test_a_model_that_fails_is_named_not_scored(
         ("folder", "nothing", "does not exist"),
         ("folder", "empty", "looked for images with alphas"),
         ("micromat3k", "empty", "neither data_list.txt nor"),
-        ("manifest", "empty", "cannot be read"),
+        ("manifest", "empty", "is a folder; --root of a manifest"),
         ("manifest", "void.jsonl", "an empty manifest"),
-        ("am2k", "void.jsonl", "no am2k here"),
+        ("am2k", "void.jsonl", "has not the layout of am2k"),
     ],
 )
 def test_nothing_there_is_one_line(

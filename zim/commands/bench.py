@@ -16,6 +16,7 @@ from zim.commandline import (
     apply_runtime,
     positive_int,
     timed,
+    whole_number,
     write_report,
 )
 from zim.config import PRESETS
@@ -186,13 +187,6 @@ def stage_name(text: str) -> str:
     if text not in STAGES:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(STAGES)}")
     return text
-
-
-def whole_number(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 def _done_before(args: argparse.Namespace) -> bool:

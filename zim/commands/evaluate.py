@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> Report:
                 "--overwrite: several ranks would delete each other's results; remove "
                 f"{output} first"
             )
-        for old in (*output.glob("results.*.jsonl"), output / "settings.json"):
+        earlier = ("settings.json", "errors.png", "sheet.jpg", *(f"table{n}.*" for n in (1, 2, 7)))
+        for old in (p for name in ("results.*.jsonl", *earlier) for p in output.glob(name)):
             old.unlink(missing_ok=True)
     settings = runner.Settings(args.dataset, prompts, args.seed, args.max_side, args.dtype)
     loaders = {

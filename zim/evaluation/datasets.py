@@ -133,34 +133,42 @@ def _pairs(name: str, root: Path) -> list[Sample]:
     for images, alphas, group in _PAIRS[name]:
         folder = root / alphas
         tried.append(f"{images} with {alphas}")
-        for alpha in _pictures(folder):
+        mattes, pictures = _pictures(folder), _pictures(root / images)
+        partners, done = _by_stem(pictures), {alpha.stem for alpha in mattes}
+        for alpha in mattes:
             key = alpha.stem if group == "all" else f"{group}/{alpha.stem}"
-            image = _partner(root / images, alpha.stem)
+            image = partners.get(alpha.stem, root / images / f"{alpha.stem}.jpg")
             samples.append(Sample(key, image, alpha, group))
-        for image in _pictures(root / images):  # a picture without a matte is counted too
-            if folder.is_dir() and not _partner(folder, image.stem).is_file():
+        for image in pictures:  # a picture without a matte is counted too
+            if folder.is_dir() and image.stem not in done:
                 key = image.stem if group == "all" else f"{group}/{image.stem}"
                 samples.append(Sample(key, image, folder / f"{image.stem}.png", group))
         if samples and name == "folder":
             break
     if not samples:
-        raise ImageError(f"{root}: no {name} here; looked for {', '.join(dict.fromkeys(tried))}")
+        raise ImageError(
+            f"{root} has not the layout of {name}; looked for {', '.join(dict.fromkeys(tried))}"
+        )
     return samples
 
 
 def _rw100(root: Path) -> list[Sample]:
     """Masks are called ``<image>_<n>``, one per person."""
     folder = root / "image" if (root / "image").is_dir() else root / "image_all"
+    partners = _by_stem(_pictures(folder))
     samples = [
-        Sample(mask.stem, _partner(folder, mask.stem.rsplit("_", 1)[0]), mask)
+        Sample(mask.stem, partners.get(stem, folder / f"{stem}.jpg"), mask)
         for mask in _pictures(root / "mask")
+        for stem in [mask.stem.rsplit("_", 1)[0]]
     ]
     if not samples:
-        raise ImageError(f"{root}: no refmatte_rw100 here; looked for image and mask")
+        raise ImageError(f"{root} has not the layout of refmatte_rw100; looked for image and mask")
     return samples
 
 
 def _manifest(path: Path) -> list[Sample]:
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder; --root of a manifest is its .jsonl file")
     samples = []
     for number, line in _lines(path):
         try:
@@ -175,7 +183,7 @@ def _manifest(path: Path) -> list[Sample]:
             continue
         key = str(row.get("key") or Path(row["alpha"]).with_suffix("").as_posix())
         where = path.parent / prompt if isinstance(prompt, str) else prompt
-        samples.append(Sample(key, image, alpha, str(row.get("group", "all")), where))
+        samples.append(Sample(key, image, alpha, str(row.get("group") or "all"), where))
     if not samples:
         raise ImageError(f"{path}: an empty manifest")
     return samples
@@ -185,6 +193,6 @@ def _pictures(folder: Path) -> list[Path]:
     return pictures_in(folder) if folder.is_dir() else []
 
 
-def _partner(folder: Path, stem: str) -> Path:
-    candidates = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
-    return next((p for p in candidates if p.is_file()), candidates[0])
+def _by_stem(pictures: list[Path]) -> dict[str, Path]:
+    """Return pictures by their stems; of several, that whose suffix is first in ``SUFFIXES``."""
+    return {p.stem: p for p in sorted(pictures, key=lambda p: -SUFFIXES.index(p.suffix.lower()))}

@@ -29,6 +29,8 @@ from zim.memory import tidied
 from zim.pools import Workers, worker_processes
 from zim.protocols import Segmenter
 
+#: by so much may a model's alpha leave [0, 1], as interpolation makes it
+_SLACK = 0.05
 METRICS = ("sad", "mse", "mae", "grad", "conn")
 #: threads that read pictures ahead, at most
 READERS = 4
@@ -206,6 +208,9 @@ def _score(
                 yield {**base, "prompt": kind, "excluded": loaded}
             continue
         for kind in settings.prompts:
+            if kind in loaded.problems:
+                yield {**base, "prompt": kind, "excluded": loaded.problems[kind]}
+                continue
             row: dict[str, Any] = {**base, "prompt": kind, "asked": _asked(loaded, kind)}
             try:
                 start = time.perf_counter()
@@ -255,6 +260,10 @@ def answer(model: Segmenter, loaded: Loaded, kind: str) -> np.ndarray:
     unit = to_unit(matte)
     if unit is None:
         raise ImageError(f"it answers with {matte.dtype} out of range; expected alpha")
+    if np.isfinite(unit).all() and not (unit.min() >= -_SLACK and unit.max() <= 1 + _SLACK):
+        raise ImageError(
+            f"it answers with values from {unit.min():g} to {unit.max():g}; expected 0 to 1"
+        )
     return np.clip(unit, 0, 1)
 
 

@@ -61,11 +61,15 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A sample in memory: uint8 H x W x 3, float32 H x W in [0, 1], and its prompts by kind."""
+    """A sample in memory: uint8 H x W x 3, float32 H x W in [0, 1], and its prompts by kind.
+
+    ``problems`` says of the other kinds that were wanted why they cannot be asked.
+    """
 
     rgb: np.ndarray
     alpha: np.ndarray
     prompts: dict[str, Prompt] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int | None) -> Loaded:
@@ -78,8 +82,8 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
         max_side: larger pictures are scaled down, prompts with them; None for none.
 
     Raises:
-        ZimError: a file is missing or damaged, sizes differ, or the prompt is malformed; such a
-            sample must be left out, never scored.
+        ZimError: a file is missing or damaged, or sizes differ; such a sample must be left out,
+            never scored.
     """
     if sample.error is not None:
         raise ImageError(sample.error)
@@ -91,9 +95,14 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
             f"{rgb.shape[1]} x {rgb.shape[0]}; expected the same size"
         )
     if not (alpha > BOX_ALPHA).any():
+        if 0 < alpha.max() <= np.float32(1 / 255):
+            raise ImageError(
+                f"{sample.alpha.name} goes from 0 to 1 of 255, which is no matte; multiply a mask "
+                "of zeros and ones by 255"
+            )
         raise ImageError(f"{sample.alpha.name} is empty: there is nothing to ask for")
+    whole = (alpha.shape[0], alpha.shape[1])
     scale = 1.0 if max_side is None else min(1.0, max_side / max(alpha.shape))
-    given = None if sample.prompt is None else _given(sample.prompt, kinds)
     if scale < 1:
         size = (
             max(1, round(alpha.shape[1] * scale)),
@@ -101,20 +110,41 @@ def load_sample(sample: Sample, kinds: tuple[str, ...], seed: int, max_side: int
         )
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).clip(0, 1)
-    size = (alpha.shape[0], alpha.shape[1])
-    raw = drawn_prompt(alpha, sample.key, seed) if given is None else given
-    factor = scale if given is not None else 1.0
-    prompts = {}
+        if not (alpha > BOX_ALPHA).any():
+            raise ImageError(f"{sample.alpha.name}: nothing is left of it at {max_side} pixels")
+    loaded = Loaded(rgb, alpha)
     for kind in kinds:
+        try:
+            loaded.prompts[kind] = _prompt(sample, kind, alpha, whole, seed)
+        except PromptError as error:
+            loaded.problems[kind] = str(error)
+    return loaded
+
+
+def _prompt(
+    sample: Sample, kind: str, alpha: np.ndarray, whole: tuple[int, int], seed: int
+) -> Prompt:
+    """Return one kind of prompt, in pixels of ``alpha``; ``whole`` is the size of its file."""
+    if sample.prompt is None:
+        drawn = drawn_prompt(alpha, sample.key, seed)
+        size = (alpha.shape[0], alpha.shape[1])
         if kind == "box":
-            box = np.asarray(raw["bbox"], np.float32) * factor
-            prompts[kind] = Prompt.create(size, box=box)
-        else:
-            rows = [(x * factor, y * factor, label) for x, y, label in raw["point"] if label >= 0]
-            if not any(label == 1 for *_, label in rows):
-                raise PromptError(f"{sample.key}: its prompt has no positive point")
-            prompts[kind] = Prompt.create(size, points=rows)
-    return Loaded(rgb, alpha, prompts)
+            return Prompt.create(size, box=drawn["bbox"])
+        return Prompt.create(size, points=drawn["point"])
+    given = _given(sample.prompt, (kind,))
+    factor = np.array([alpha.shape[1] / whole[1], alpha.shape[0] / whole[0]], np.float32)
+    if kind == "box":
+        box = Prompt.create(whole, box=given["bbox"]).box
+        assert box is not None
+        return Prompt.create((alpha.shape[0], alpha.shape[1]), box=box * np.tile(factor, 2))
+    rows = [row for row in given["point"] if row[2] >= 0]
+    if not any(label == 1 for *_, label in rows):
+        raise PromptError(f"{sample.key}: its prompt has no positive point")
+    asked = Prompt.create(whole, points=rows)
+    # pixel centres are at integers; near the rim a smaller picture's last centre is nearest
+    last = np.array([alpha.shape[1] - 1, alpha.shape[0] - 1], np.float32)
+    points = np.clip((asked.points + 0.5) * factor - 0.5, 0, last).astype(np.float32)
+    return Prompt.create((alpha.shape[0], alpha.shape[1]), points=points, labels=asked.labels)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

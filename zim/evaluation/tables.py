@@ -76,14 +76,21 @@ def tables(
         latency: milliseconds per picture and prompt by model, from ``zim bench``.
     """
     rows = scored(results)
-    groups = [g for g in ("fine", "coarse") if any(r["group"] == g for r in rows)]
-    groups = groups or sorted({r["group"] for r in rows}) or ["all"]
+    there = {r["group"] for r in rows} or {"all"}
+    groups = [g for g in ("fine", "coarse") if g in there]
+    groups += sorted(there - set(groups))
     prompts = [p for p in ("point", "box") if any(r["prompt"] == p for r in rows)]
     made = [_by_metric(dataset, rows, models, missing, groups, prompts)]
     if dataset in ("am2k", "aim500"):
-        made.append(_table2(dataset, rows, models, prompts))
-    made.append(_by_size(dataset, rows, models, groups, prompts, latency or {}))
+        made.append(_table2(dataset, rows, models, missing, prompts))
+    made.append(_by_size(dataset, rows, models, missing, groups, prompts, latency or {}))
     return made
+
+
+def _not_run(model: str, missing: dict[str, str], headings: Sequence[str]) -> tuple[str, ...]:
+    """Return the row of a system that could not run."""
+    why = f"not run: {missing[model].replace('|', '/')}"
+    return (model, "-", why, *["-"] * (len(headings) - 3))
 
 
 def _by_metric(
@@ -99,8 +106,7 @@ def _by_metric(
     lines: list[tuple[str, ...]] = []
     for model in models:
         if model in missing:
-            blank = ["-"] * (len(headings) - 3)
-            lines.append((model, "-", f"not run: {missing[model].replace('|', '/')}", *blank))
+            lines.append(_not_run(model, missing, headings))
             continue
         for prompt in prompts:
             mine = [r for r in rows if (r["model"], r["prompt"]) == (model, prompt)]
@@ -118,10 +124,18 @@ def _by_metric(
 
 
 def _table2(
-    dataset: str, rows: list[dict[str, Any]], models: Sequence[str], prompts: list[str]
+    dataset: str,
+    rows: list[dict[str, Any]],
+    models: Sequence[str],
+    missing: dict[str, str],
+    prompts: list[str],
 ) -> Table:
-    lines = []
+    headings = ("method", "prompt", "source", "MSE", "Grad")
+    lines: list[tuple[str, ...]] = []
     for model in models:
+        if model in missing:
+            lines.append(_not_run(model, missing, headings))
+            continue
         for prompt in prompts:
             mine = [r for r in rows if (r["model"], r["prompt"]) == (model, prompt)]
             if mine:
@@ -130,7 +144,6 @@ def _table2(
     for row in paper.table2():
         cells = [_number(row["cells"][dataset, m]) for m in ("mse", "grad")]
         lines.append((row["method"], row["prompt"], paper.LABEL, *cells))
-    headings = ("method", "prompt", "source", "MSE", "Grad")
     return Table("table2", f"{dataset}: MSE and Grad", headings, tuple(lines))
 
 
@@ -138,6 +151,7 @@ def _by_size(
     dataset: str,
     rows: list[dict[str, Any]],
     models: Sequence[str],
+    missing: dict[str, str],
     groups: list[str],
     prompts: list[str],
     latency: dict[str, float],
@@ -146,6 +160,9 @@ def _by_size(
     headings += [f"{g} MSE {s}" if s != "all" else f"{g} MSE" for g in groups for s in SIZES]
     lines: list[tuple[str, ...]] = []
     for model in models:
+        if model in missing:
+            lines.append(_not_run(model, missing, headings))
+            continue
         for prompt in prompts:
             mine = [r for r in rows if (r["model"], r["prompt"]) == (model, prompt)]
             if not mine:

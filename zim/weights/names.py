@@ -40,8 +40,8 @@ def check_name(name: str, *, rivals: bool = False, also: Sequence[str] = ()) -> 
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise CheckpointError(
-        f"unknown model {name!r}; {hint}expected one of {_listed(also)}, a checkpoint path or a "
-        "hub id (zim models lists all)"
+        f"unknown model {name!r}; {hint}expected one of {_listed(also)}, "
+        f"{'another that zim models lists, ' if rivals else ''}a checkpoint path or a hub id"
     )
 
 
