@@ -189,7 +189,7 @@ def apply_runtime(args: argparse.Namespace) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed or 0)
 
 
 def error_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zim.errors import OutputError, ZimError
 from zim.testing import tiny_model
 from zim_medical.cli import main
 from zim_medical.datasets import pictures
@@ -261,9 +263,75 @@ def run_fake(folder: Path, demo: Path, segmenter: Any) -> bytes:
     dataset = REGISTRY["us_kidney"]
     where = locate(dataset, demo)
     assert where is not None
-    table = open_run(folder, plan, {"us_kidney": where}, False)
+    table = open_run(folder, plan, {"us_kidney": (dataset, where)}, False)
     evaluate(plan, {"us_kidney": (dataset, where)}, {"fake": segmenter}, table)
     return (folder / "cases.csv").read_bytes()
+
+
+def test_changed_data_are_another_run(demo: Path, tmp_path: Path, box_filler: Any) -> None:
+    root = tmp_path / "ct2usforkidneyseg"
+    shutil.copytree(demo / "ct2usforkidneyseg", root)
+    run_fake(tmp_path / "out", tmp_path, box_filler)
+    mask = next((root / "mask").rglob("*.png"))
+    mask.write_bytes(mask.read_bytes())
+    os.utime(mask, ns=(1, 1))
+    with pytest.raises(OutputError, match="holds a run with other data; give another"):
+        run_fake(tmp_path / "out", tmp_path, box_filler)
+
+
+def folder_set(root: Path, mask: Image.Image, name: str = "x.png") -> Path:
+    for part, picture in (("images", Image.fromarray(gradient())), ("masks", mask)):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        picture.save(root / part / (name if part == "masks" else "x.png"))
+    return root
+
+
+def gradient() -> np.ndarray:
+    return np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
+
+
+def ball(soft: float) -> np.ndarray:
+    """A disc of radius 12 whose rim is so many pixels wide, H x W in [0, 1]."""
+    y, x = np.mgrid[:40, :50]
+    return np.clip((12 - np.hypot(y - 20, x - 25)) / soft + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["grey", "alpha", "palette", "soft", "colour"])
+def test_masks_of_every_kind_are_read_as_they_are_meant(kind: str, tmp_path: Path) -> None:
+    hard, soft = ball(1e-3) > 0.5, np.rint(255 * ball(6)).astype(np.uint8)
+    colour = np.zeros((40, 50, 3), np.uint8)
+    colour[hard, 0] = 255
+    colour[hard & (np.arange(50) > 25)] = (0, 255, 0)
+    palette = Image.fromarray(hard.astype(np.uint8) * (1 + (np.arange(50) > 25)).astype(np.uint8))
+    palette = palette.convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    mask = {
+        "grey": Image.fromarray(np.where(hard, 255, 0).astype(np.uint8)),
+        "alpha": Image.fromarray(np.dstack([*[gradient()] * 3, 255 * hard]).astype(np.uint8)),
+        "palette": palette,
+        "soft": Image.fromarray(soft),
+        "colour": Image.fromarray(colour),
+    }[kind]
+    root = folder_set(tmp_path / kind, mask)
+    (found,), _, _ = collect("folder", root)
+    assert np.array_equal(found.masks["all"], soft >= 128 if kind == "soft" else hard)
+    each, _, excluded = collect("folder", root, Protocol(classes="each"))
+    said = {"soft": "which are no labels", "colour": "one number per class"}
+    if kind in said:
+        assert said[kind] in excluded[0].reason
+    else:
+        names = {"palette": ["class1", "class2"]}.get(kind, ["class255"])
+        assert list(each[0].masks) == names
+
+
+def test_masks_that_hold_no_labels_and_names_used_twice_are_told(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.where(ball(1e-3) > 0.5, 255, 0).astype(np.uint8))
+    _, _, excluded = collect("folder", folder_set(tmp_path / "a", mask, "x.jpg"))
+    assert "the mask x.jpg is a JPEG" in excluded[0].reason
+    root = folder_set(tmp_path / "b", mask)
+    mask.save(root / "images" / "x.bmp")
+    with pytest.raises(ZimError, match=r"x\.png has the name of another file"):
+        collect("folder", root)
 
 
 def test_a_killed_run_goes_on_to_the_same_table(
@@ -326,7 +394,13 @@ def test_without_data_the_command_says_what_to_get(
     assert main(["eval", "--datasets", "spleen", "--output", str(tmp_path / "o")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert not (tmp_path / "o").exists()
-    for argv in (["--modes", "6"], ["--datasets", "brain"], ["--threshold", "2"]):
+    for argv in (
+        ["--modes", "6"],
+        ["--modes", "1-99999999999"],
+        ["--datasets", "brain"],
+        ["--threshold", "2"],
+        ["--surface", "--nsd-tolerance", "nan"],
+    ):
         assert main(["eval", *argv]) == 2
         capsys.readouterr()
     assert main(["eval", "--root", str(tmp_path / "none")]) == 1

@@ -106,6 +106,15 @@ def test_a_box_is_cut_at_the_edges(axis: int) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_click_on_the_outermost_edge_is_in_the_outermost_voxel(axis: int) -> None:
+    volume = Volume(np.zeros((12, 10, 8), np.float32), np.diag([-1.0, -1, -1, 1]), "v")
+    last = slice_prompts(volume, axis, [(11.5, 9.5, 7.5, 1)], None)
+    assert last == slice_prompts(volume, axis, [(11, 9, 7, 1)], None)
+    first = slice_prompts(volume, axis, [(-0.5, -0.5, -0.5, 1)], None)
+    assert first == slice_prompts(volume, axis, [(0, 0, 0, 1)], None)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
 def test_voxels_and_millimetres_are_the_same_place(axis: int) -> None:
     data = np.zeros((12, 16, 6), np.float32)
     volume = Volume(data, AFFINE, "v")

@@ -157,7 +157,7 @@ def write_series(folder: Path, positions: list[float], **changes: Any) -> None:
 
 
 def test_a_series_is_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
-    write_series(tmp_path / "s", [6.0, 0.0, 3.0])
+    write_series(tmp_path / "s", [6.0, 0.0, 3.0], NumberOfFrames=None)
     (tmp_path / "s" / "notes.txt").write_text("not DICOM")
     volume, modality = read_dicom(tmp_path / "s")
     assert (modality, volume.data.shape) == ("CT", (6, 4, 3))
@@ -182,6 +182,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
         ([0.0, 3.0], {"SeriesInstanceUID": ("1.2.9", "1.2.8")}, "2 series are mixed"),
         ([0.0, 3.0], {"PixelSpacing": ([0.5, 0.75], [0.5, 0.8])}, "slices differ in PixelSpacing"),
         ([0.0], {"NumberOfFrames": 5}, "several frames"),
+        ([0.0], {"PixelSpacing": None}, "no PixelSpacing, so sizes and directions are unknown"),
     ],
 )
 def test_incomplete_series_are_refused(

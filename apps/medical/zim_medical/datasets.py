@@ -25,6 +25,9 @@ from zim_medical.volumes import (
     read_nifti,
 )
 
+#: a mask with so many values between 0 and 255 has soft edges rather than labels
+SOFT_VALUES = 8
+
 
 def pictures(
     dataset: Dataset,
@@ -76,10 +79,9 @@ def case_pictures(
         source = image.data
     else:
         grey = read_plane(pair.image)
-        raw = read_plane(pair.mask)
-        _same_size(grey.shape[:2], raw.shape[:2])
-        raw = raw if raw.ndim == 2 else raw.max(-1)
-        labels = _labels(_cut(raw, dataset), dataset)
+        raw = read_labels(pair.mask, merge)
+        _same_size(grey.shape[:2], raw.shape)
+        labels = _labels(_cut(raw, dataset, merge), dataset)
         views = iter([(None, 0, grey, labels, (1.0, 1.0))])
         source = grey
     if not labels.any():
@@ -157,20 +159,64 @@ def _classes(
 
 
 def read_plane(path: str | Path) -> NDArray[np.float32]:
-    """Read a picture's own values, H x W or H x W x 3 float32, of any depth.
+    """Read a picture's own values, float32: grey H x W of any depth, or colour H x W x 3 of 8 bits.
 
     Raises:
         ImageError: it cannot be read, has several pages, or is not finite.
     """
     path = Path(path).expanduser()
+    values = _read(path, lambda image: image if _is_grey(image) else image.convert("RGB"))
+    if values.ndim == 3 and np.array_equal(values[..., 0], values[..., 1]):
+        return values[..., 0] if np.array_equal(values[..., 0], values[..., 2]) else values
+    return values
+
+
+def read_labels(path: str | Path, merge: bool) -> NDArray[np.float32]:
+    """Read a truth's own values, H x W float32: grey values, indices of a palette, or its alpha.
+
+    Args:
+        path: a picture.
+        merge: any label is the object, so colours need not be told apart.
+
+    Raises:
+        ImageError: as :func:`read_plane`, or it is a format or has colours that hold no labels.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ImageError(
+            f"the mask {path.name} is a JPEG, which changes labels along edges; save it as PNG"
+        )
+    values = _read(path, _label_bands)
+    if values.ndim == 2:
+        return values
+    if values.shape[2] == 4:
+        if values[..., 3].min() < 255:  # an object on nothing
+            return values[..., 3]
+        values = values[..., :3]
+    if not merge and (np.ptp(values, axis=2) > 0).any():
+        raise ImageError(f"the mask {path.name} has colours; expected one number per class")
+    return values.max(2)
+
+
+def _label_bands(image: Image.Image) -> Image.Image:
+    if image.mode == "P" or _is_grey(image):  # a palette's indices are the labels
+        return image
+    return image.convert("RGBA" if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") else "RGB")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "F", "I") or image.mode.startswith("I;16")
+
+
+def _read(path: Path, bands: Callable[[Image.Image], Image.Image]) -> NDArray[np.float32]:
+    """Open a picture of one page and return what ``bands`` makes of it."""
     try:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(
                     f"{path.name}: {image.n_frames} pages; expected one picture, split it"  # type: ignore[attr-defined]
                 )
-            grey = image.mode in ("1", "L", "F", "I") or image.mode.startswith("I;16")
-            values = np.asarray(image if grey else image.convert("RGB"), np.float32)
+            values = np.asarray(bands(image), np.float32)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -179,8 +225,6 @@ def read_plane(path: str | Path) -> NDArray[np.float32]:
         detail = " ".join(str(error).split())
         raise ImageError(f"{path.name}: cannot be read as a picture ({detail})") from error
     check_finite(values, path.name)
-    if values.ndim == 3 and np.array_equal(values[..., 0], values[..., 1]):
-        return values[..., 0] if np.array_equal(values[..., 0], values[..., 2]) else values
     return values
 
 
@@ -192,11 +236,21 @@ def _same_size(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
         )
 
 
-def _cut(raw: NDArray[np.float32], dataset: Dataset) -> NDArray[np.float32]:
-    """CT2US's masks are grey at their rims: half of 255 and more is kidney."""
-    if dataset.name == "us_kidney" and raw.max() > 1:
-        return (raw >= 128).astype(np.float32)
-    return raw
+def _cut(raw: NDArray[np.float32], dataset: Dataset, merge: bool) -> NDArray[np.float32]:
+    """Cut masks that are grey at their rims: half of 255 and more is the object.
+
+    CT2US's are; others are taken for such if they go from 0 to 255 with many values between.
+    """
+    if dataset.labels is not None or raw.max() <= 1:
+        return raw
+    between = np.unique(raw[(raw > 0) & (raw < 255)])
+    soft = raw.max() == 255 and raw.min() == 0 and len(between) >= SOFT_VALUES
+    if soft and not merge:
+        raise ImageError(
+            f"the mask has 0, 255 and {len(between)} values between, which are no labels; save it "
+            "with hard edges, or give --classes merge"
+        )
+    return (raw >= 128).astype(np.float32) if soft or dataset.name == "us_kidney" else raw
 
 
 def _labels(values: NDArray[np.float32], dataset: Dataset) -> NDArray[np.int64]:

@@ -34,6 +34,7 @@ def read_dicom(path: Path) -> tuple[Volume, str]:
     if not slices:
         raise ImageError(f"{path}: no DICOM images; expected a folder with one series")
     _one_series(slices, path)
+    _has_place(slices[0], path)
     ordered, step = _by_position(slices, path)
     data = np.stack([_values(d, path) for d in ordered], -1)
     return Volume(data, _affine(ordered, step), str(path)), str(ordered[0].get("Modality", ""))
@@ -45,6 +46,8 @@ def _header(path: Path) -> Any:
         data = pydicom.dcmread(path)
     except (pydicom.errors.InvalidDicomError, OSError, EOFError):
         return None
+    if "NumberOfFrames" in data and not data.NumberOfFrames:  # there, and empty: one
+        del data.NumberOfFrames
     return data if "PixelData" in data else None
 
 
@@ -59,12 +62,23 @@ def _one_series(slices: list[Any], path: Path) -> None:
     first = slices[0]
     if int(first.get("NumberOfFrames", 1)) > 1:
         raise ImageError(f"{path}: several frames in one file; convert it to NIfTI first")
-    if int(first.get("SamplesPerPixel", 1)) != 1:
+    if int(first.get("SamplesPerPixel") or 1) != 1:
         raise ImageError(f"{path}: colour DICOM; expected grey values")
     for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         kinds = [np.atleast_1d(np.array(d.get(name) or 0, float)) for d in slices]
         if any(k.shape != kinds[0].shape or np.abs(k - kinds[0]).max() > 1e-3 for k in kinds):
             raise ImageError(f"{path}: slices differ in {name}; expected one stack")
+
+
+def _has_place(data: Any, path: Path) -> None:
+    """Refuse slices of a scanner without size or direction; other pictures may have none."""
+    needed = ("PixelSpacing", "ImageOrientationPatient")
+    lacking = [name for name in needed if not data.get(name)]
+    if lacking and str(data.get("Modality", "")) in ("CT", "MR", "PT"):
+        raise ImageError(
+            f"{path}: no {' and no '.join(lacking)}, so sizes and directions are unknown; "
+            "convert it to NIfTI with the right ones"
+        )
 
 
 def _by_position(slices: list[Any], path: Path) -> tuple[list[Any], NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -28,7 +29,11 @@ NAMES = (*DATASETS, "folder")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim-medical eval``."""
-    parser.epilog = f"Without --output, results go to medical-eval. {NOTICE}"
+    parser.epilog = (
+        "Without --output, results go to medical-eval; without --seed, the preset has its own. "
+        + NOTICE
+    )
+    parser.set_defaults(seed=None)
     parser.add_argument("--root", metavar="DIR", help="folder with the datasets [ZIM_HOME/medical]")
     parser.add_argument("--demo", action="store_true", help="use a small generated phantom set")
     parser.add_argument(
@@ -110,8 +115,8 @@ def run(args: argparse.Namespace) -> Report:
     output = output_folder(args.output, "medical-eval")
     if args.demo and args.root:
         raise UsageError("--demo makes its own data; leave --root out")
-    if args.overlays < 0 or args.nsd_tolerance < 0:
-        raise UsageError("--overlays and --nsd-tolerance cannot be negative")
+    if args.overlays < 0 or not 0 <= args.nsd_tolerance < math.inf:
+        raise UsageError("--overlays and --nsd-tolerance: expected 0 or more")
     protocol = protocol_of(args)
     report = Report(model=args.models[0])
     with timed(report.seconds, "start"):
@@ -159,7 +164,7 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         )
         if (value := getattr(args, flag)) is not None
     }
-    if args.seed:
+    if args.seed is not None:
         changes["seed"] = args.seed
     protocol = replace(PRESETS[args.preset], **changes)
     if not 0 <= protocol.threshold < 1:
@@ -234,8 +239,7 @@ def _evaluate(
     from zim_medical.summary import Scores, markdown, summarise
 
     hashes = {name: weights_hash(name) for name in args.models}
-    folders = {name: folder for name, (_, folder) in found.items()}
-    table = open_run(output, plan, folders, args.overwrite, hashes)
+    table = open_run(output, plan, found, args.overwrite, hashes)
     with progress_on_stderr():
         progress = evaluate(plan, found, segmenters, table)
     report.seconds |= progress.seconds
@@ -321,7 +325,9 @@ def _modes(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
             raise argparse.ArgumentTypeError(f"{text!r} is not like 1-5 or 1,3")
+        if not {int(first), int(last or first)} <= set(MODES):
+            raise argparse.ArgumentTypeError(f"{text!r}: modes are 1 to 5")
         modes |= set(range(int(first), int(last or first) + 1))
-    if not modes or modes - set(MODES):
-        raise argparse.ArgumentTypeError(f"{text!r}: modes are 1 to 5")
+    if not modes:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first mode is above the last")
     return tuple(sorted(modes))

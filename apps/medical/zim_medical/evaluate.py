@@ -101,7 +101,7 @@ class Progress:
 def open_run(
     folder: Path,
     plan: Plan,
-    roots: Mapping[str, Path],
+    roots: Mapping[str, tuple[Dataset, Path]],
     overwrite: bool,
     weights: Mapping[str, str] | None = None,
 ) -> CaseTable:
@@ -110,7 +110,7 @@ def open_run(
     Args:
         folder: of the results.
         plan: what is asked.
-        roots: folder of every dataset.
+        roots: dataset and its folder, by name.
         overwrite: throw away what is there.
         weights: hash of every model's files; a model that has been replaced is another run.
 
@@ -118,8 +118,12 @@ def open_run(
         OutputError: the folder holds the results of another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = {name: str(root) for name, root in roots.items()}
-    state: dict[str, Any] = {"plan": plan.to_dict(), "data": data, "weights": dict(weights or {})}
+    state: dict[str, Any] = {
+        "plan": plan.to_dict(),
+        "data": {name: str(root) for name, (_, root) in roots.items()},
+        "files": {name: _stamp(plan.cases(*where)) for name, where in roots.items()},
+        "weights": dict(weights or {}),
+    }
     state = json.loads(json.dumps(state))
     path, table = folder / "run.json", folder / "cases.csv"
     if path.exists() and not overwrite:
@@ -129,15 +133,32 @@ def open_run(
             other = None
         if other != state:
             raise OutputError(
-                f"{folder} holds a run with other settings, data or weights; "
+                f"{folder} holds a run with other {_differences(other, state)}; "
                 "give another --output, or --overwrite"
             )
     elif table.exists() and not overwrite:
         raise OutputError(f"{table} exists; give another --output, or --overwrite")
     if overwrite:
-        table.unlink(missing_ok=True)
+        for old in (table, *folder.glob("overlay_*.jpg")):
+            old.unlink(missing_ok=True)
     atomic_write(path, (json.dumps(state, indent=2) + "\n").encode())
     return CaseTable(table, plan.columns)
+
+
+def _stamp(pairs: Sequence[Pair]) -> str:
+    """Tell whether cases or their files changed: by names, sizes and times."""
+    parts: list[Any] = []
+    for pair in pairs:
+        for path in (pair.image, pair.mask):
+            found = path.stat() if path is not None and path.is_file() else None
+            parts.append([str(path), found and [found.st_size, found.st_mtime_ns]])
+    return f"{zlib.crc32(json.dumps(parts).encode()):08x}"
+
+
+def _differences(other: Any, state: dict[str, Any]) -> str:
+    words = {"plan": "settings", "data": "folders", "files": "data", "weights": "weights"}
+    found: dict[str, Any] = other if isinstance(other, dict) else {}
+    return " and ".join(words[key] for key in state if found.get(key) != state[key]) or "settings"
 
 
 def evaluate(

@@ -55,7 +55,7 @@ class Dataset:
 
 def locate(dataset: Dataset, root: Path) -> Path | None:
     """Return the dataset's folder at or below the root (three levels), or None."""
-    level = [root]
+    level = [root.resolve()]  # a folder is known by its name, which "." has not
     for _ in range(4):
         for folder in level:
             if dataset.find(folder):
@@ -74,7 +74,7 @@ def _folders(folder: Path) -> list[Path]:
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Return files by stem, in natural order; macOS ``._*`` companions are passed over."""
     found: dict[str, Path] = {}
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir(), reverse=True):  # of several with one stem the first stays
         if path.name.startswith(".") or not path.is_file():
             continue
         for suffix in suffixes:
@@ -169,6 +169,14 @@ def _hip_pairs(folder: Path) -> list[Pair]:
 
 def _folder_pairs(folder: Path) -> list[Pair]:
     kinds = (*VOLUMES, *PICTURES)
+    for part in (folder / "images", folder / "masks"):
+        taken = {path.name for path in _files(part, kinds).values()}
+        for path in sorted(part.iterdir()):
+            usable = path.name.lower().endswith(kinds) and not path.name.startswith(".")
+            if usable and path.is_file() and path.name not in taken:
+                raise ZimError(
+                    f"{path} has the name of another file there, but for its suffix; keep one"
+                )
     return _matched(_files(folder / "images", kinds), _files(folder / "masks", kinds))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from zim import __version__
 from zim_medical.layouts import REGISTRY
 from zim_medical.options import MODE_NAMES, NOTICE
-from zim_medical.summary import ALL, MACRO, interval, p_text
+from zim_medical.summary import ALL, EXTRA, MACRO, extra_text, interval, p_text
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1120px;margin:2em auto;padding:0 1em}
@@ -163,19 +163,14 @@ def _grid(summary: Mapping[str, Any]) -> str:
 
 def _extra_grid(summary: Mapping[str, Any]) -> str:
     """Return a table of the optional columns, if there are any."""
-    names = {
-        "iou_oracle": "IoU, best of three chosen by the truth",
-        "hd95_mm": "95 % Hausdorff distance, mm (pixels where files have no spacing)",
-        "nsd": "normalised surface Dice",
-    }
-    present = [n for n in names if any(n in r for r in summary["scores"])]
+    present = [n for n in EXTRA if any(n in r for r in summary["scores"])]
     if not present:
         return ""
-    head = "".join(f"<th>{names[n]}</th>" for n in present)
+    head = "".join(f"<th>{EXTRA[n]}</th>" for n in present)
     out = [f"<table><tr><th class='t'>dataset</th><th>mode</th><th class='t'>model</th>{head}</tr>"]
     for r in summary["scores"]:
         if r["class"] == ALL:
-            values = "".join(f"<td>{r[n]:.3f}</td>" if n in r else "<td></td>" for n in present)
+            values = "".join(f"<td>{extra_text(r, n)}</td>" for n in present)
             out.append(
                 f"<tr><td class='t'>{escape(r['dataset'])}</td><td>{r['mode']}</td>"
                 f"<td class='t'>{escape(r['model'])}</td>{values}</tr>"

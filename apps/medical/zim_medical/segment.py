@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,14 +110,16 @@ def slice_prompts(
         index = _index(volume, point[:3], space)
         if not _inside(volume, index).all():
             raise PromptError(_outside(volume, point[:3], space))
+        # the edges are half a voxel beyond the last centre, which is where a click there belongs
+        index = np.clip(index, 0, np.array(volume.data.shape) - 1)
         number, column, row = _place(volume, axis, index)
-        prompt = out.setdefault(round(number), SlicePrompt())
+        prompt = out.setdefault(math.floor(number + 0.5), SlicePrompt())
         prompt.points.append((column, row, int(point[3])))
     if box is not None:
         ends = [_place(volume, axis, corner) for corner in _cut(volume, box, space)]
         first, x0, y0 = np.min(ends, 0).tolist()
         last, x1, y1 = np.max(ends, 0).tolist()
-        for number in range(round(first), round(last) + 1):
+        for number in range(math.floor(first + 0.5), math.floor(last + 0.5) + 1):
             flat = (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))
             out.setdefault(number, SlicePrompt()).box = flat
     return dict(sorted(out.items()))

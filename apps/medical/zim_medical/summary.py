@@ -17,6 +17,12 @@ from zim_medical.statistics import RESAMPLES, Comparison, cluster_interval, comp
 Rows = Iterable[dict[str, str]]
 ALL = "all classes"
 MACRO = "mean of datasets"
+#: optional columns and what they hold; empty answers have no distance and are left out of it
+EXTRA = {
+    "iou_oracle": "IoU, best of three chosen by the truth",
+    "hd95_mm": "95 % Hausdorff distance, mm (pixels where files have no spacing)",
+    "nsd": "normalised surface Dice",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +122,11 @@ def _describe(found: list[Score]) -> dict[str, Any]:
         "dice": float(np.mean([e.dice for e in found])),
         "empty_pred": sum(e.empty for e in found),
     }
-    for name in ("iou_oracle", "hd95_mm", "nsd"):
+    for name in EXTRA:
         values = [v for e in found if (v := getattr(e, name)) is not None]
         if values:
             out[name] = float(np.mean(values))
+            out[f"{name}_n"] = len(values)
     return out
 
 
@@ -168,6 +175,7 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{r['empty_pred']} |"
         for r in summary["scores"]
     ]
+    lines += _extra(summary)
     if summary["comparisons"]:
         lines += [
             "",
@@ -190,6 +198,27 @@ def markdown(summary: dict[str, Any]) -> str:
         )
     lines += [f"- {e['dataset']} {e['case_id']}: {e['reason']}" for e in summary["excluded"]]
     return "\n".join(lines) + "\n"
+
+
+def _extra(summary: dict[str, Any]) -> list[str]:
+    """Return a table of the optional columns, nothing without any."""
+    present = [name for name in EXTRA if any(name in r for r in summary["scores"])]
+    if not present:
+        return []
+    lines = ["", f"| dataset | class | mode | model | {' | '.join(EXTRA[n] for n in present)} |"]
+    lines.append("|---|---|---|---|" + "---:|" * len(present))
+    for r in summary["scores"]:
+        head = f"| {r['dataset']} | {r['class']} | {r['mode']} | {r['model']} | "
+        lines.append(head + " | ".join(extra_text(r, name) for name in present) + " |")
+    return lines
+
+
+def extra_text(row: dict[str, Any], name: str) -> str:
+    """Return a mean of an optional column, and of how many answers it is where some have none."""
+    if name not in row:
+        return "-"
+    some = f" ({row[f'{name}_n']} of {row['n']})" if row[f"{name}_n"] < row["n"] else ""
+    return f"{row[name]:.3f}{some}"
 
 
 def interval(ends: tuple[float, float] | None) -> str:
