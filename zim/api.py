@@ -246,7 +246,7 @@ def best_matte(
     """
     from zim.result import Matte
 
-    single = prompt.single_click and predictor.model.config.lone_click == "best"
+    single = prompt.single_click and predictor.best_of_three
     mattes, scores, low_res = predictor.predict_batch([prompt], multimask_output=single)
     best = int(np.argmax(scores[0]))
     assert predictor.image is not None

@@ -28,10 +28,11 @@ from zim.errors import (
     PromptError,
     ZimError,
     install_advice,
+    one_line,
 )
 from zim.folders import is_picture, pictures_in
 from zim.output import atomic_write, make_folder
-from zim.pools import worker_processes
+from zim.pools import rank_and_world, worker_processes
 from zim.prompt_json import with_usual_names
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Worker:
             except OutputError:
                 raise  # a full disk is not the picture's fault
             except Exception as error:  # a broken file can break a decoder in any way
-                why = " ".join(str(error).split()) or type(error).__name__
+                why = one_line(error)
                 if not isinstance(error, ZimError):
                     why = f"{type(error).__name__}: {why}"
                 failed.append({"image": row.image, "name": row.name, "error": why})
@@ -411,7 +412,7 @@ def run(
     """
     size = recipe.shard_size
     shards = [rows[k : k + size] for k in range(0, len(rows), size)]
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     todo: list[tuple[int, Sequence[Row]]] = []
     before = 0
     for number, shard in enumerate(shards):

@@ -26,7 +26,7 @@ from zim.benchmark import MIB, UNITS, Case
 from zim.benchmarking import sample_times
 from zim.builder import build
 from zim.config import PRESETS
-from zim.errors import ZimError
+from zim.errors import ZimError, one_line
 from zim.memory import give_memory_back, peak_resident, reset_peak, resident
 from zim.model.matting import ImageFeatures, ZimNetwork
 from zim.predictor import ZimPredictor, enlarge_low_res
@@ -161,7 +161,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
         try:
             row |= measure_stage(bench.prepare(stage, prompts), case, device)
         except (RuntimeError, MemoryError, ZimError) as error:  # no memory, type not supported
-            row["error"] = " ".join(str(error).split()) or type(error).__name__
+            row["error"] = one_line(error)
         else:
             count = case.batch * (prompts or 1)
             row |= {"count": count, "unit": UNITS[stage], "per_second": count / row["median_s"]}
@@ -208,7 +208,7 @@ def main() -> None:
     try:
         result: dict[str, Any] = {"rows": measure(case)}
     except ZimError as error:
-        result = {"error": " ".join(str(error).split())}
+        result = {"error": one_line(error)}
     with answer:
         json.dump(result, answer)
 

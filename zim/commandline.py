@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from zim import __version__
-from zim.errors import OutputError, ZimError
+from zim.errors import OutputError, ZimError, one_line
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 _NEGATIVE = re.compile(r"-[\d.][\d.,eE+-]*")
@@ -197,7 +197,7 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, ZimError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def shield_negative_numbers(argv: Sequence[str]) -> list[str]:

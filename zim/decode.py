@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from zim.errors import ImageError
+from zim.errors import ImageError, one_line
 
 _EXIF_ORIENTATION = 0x0112
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
@@ -236,8 +236,3 @@ def to_uint8(x: NDArray[Any]) -> NDArray[np.uint8]:
         else:
             out[top : top + 256] = part * x.dtype.type(255) + x.dtype.type(0.5)
     return out
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text without line breaks, or its type when it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from zim._extras import missing_by_extra
-from zim.errors import install_advice
+from zim.errors import install_advice, one_line
 from zim.processor import cpu_flags
 
 Status = Literal["ok", "note", "warning", "error"]
@@ -56,7 +56,7 @@ def examine() -> list[Check]:
             checks += step()
         except Exception as error:  # a broken install breaks in unforeseen ways; report them all
             name = step.__name__.strip("_").replace("_", " ")
-            line = " ".join(str(error).split()) or type(error).__name__
+            line = one_line(error)
             checks.append(Check(name, line, "error", "reinstall zim-toolkit"))
     return checks
 

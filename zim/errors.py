@@ -37,6 +37,16 @@ class OutputError(ZimError, OSError):
     """A result cannot be written."""
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Return an error's text without line breaks, or its type when it has none.
+
+    Args:
+        error: whatever was raised.
+        most: cut to so many characters, for other people's long messages.
+    """
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 def reason(error: Exception) -> str:
     """Say in a few words why data from outside is not what was expected.
 

@@ -97,17 +97,11 @@ class Window:
         return x0, y0, max(round(self.x1 * fx), x0 + 1), max(round(self.y1 * fy), y0 + 1)
 
 
-def _inside(frame: Frame, side: int) -> tuple[int, int]:
-    """Return height and width of the picture in a ``side`` x ``side`` low-res frame, not zero."""
-    h, w = frame.scaled
-    return max(1, round(h * side / frame.size)), max(1, round(w * side / frame.size))
-
-
 def crop_mask(mask: Tensor, window: Window, frame: Frame, inner: Frame) -> Tensor:
     """Cut low-res logits ``1 m m`` of the whole frame to those of the crop's frame."""
     side = mask.shape[-1]
     x0, y0, x1, y1 = window.scaled(frame, side)
-    low = _inside(inner, side)
+    low = inner.cells(side)
     part = F.interpolate(mask[None, :, y0:y1, x0:x1], low, mode="bilinear", align_corners=False)
     return F.pad(part[0], (0, side - low[1], 0, side - low[0]), value=float(mask.min()))
 
@@ -116,7 +110,7 @@ def paste_low_res(logits: Tensor, window: Window, frame: Frame, inner: Frame) ->
     """Bring a crop's low-res logits ``c m m`` into the whole picture's low-res frame."""
     side = logits.shape[-1]
     x0, y0, x1, y1 = window.scaled(frame, side)
-    low_h, low_w = _inside(inner, side)
+    low_h, low_w = inner.cells(side)
     part = F.interpolate(
         logits[None, :, :low_h, :low_w], (y1 - y0, x1 - x0), mode="bilinear", antialias=True
     )
@@ -144,7 +138,7 @@ def join_looks(first: Tensor, second: Tensor, window: Window, frame: Frame, inne
     """
     side = second.shape[-1]
     x0, y0, x1, y1 = window.scaled(frame, side)
-    low = _inside(inner, side)
+    low = inner.cells(side)
     alpha = second[None, :, : low[0], : low[1]].sigmoid()
     coarse = first[None, :, y0:y1, x0:x1].sigmoid()
     seen = F.interpolate(alpha, coarse.shape[-2:], mode="bilinear", antialias=True)

@@ -68,13 +68,17 @@ class Frame:
         h, w = self.scaled
         return frame[..., :h, :w]
 
+    def cells(self, side: int) -> tuple[int, int]:
+        """Return height and width of the picture in a ``side`` x ``side`` frame, not zero."""
+        h, w = self.scaled
+        return max(1, round(h * side / self.size)), max(1, round(w * side / self.size))
+
     def shrink_mask(self, mask: np.ndarray, side: int) -> np.ndarray:
         """Bring a mask of the picture, float32 H x W, into a ``side`` x ``side`` low-res frame.
 
         The padding repeats nothing: it is filled with the mask's minimum.
         """
-        h, w = self.scaled
-        low_h, low_w = max(1, round(h * side / self.size)), max(1, round(w * side / self.size))
+        low_h, low_w = self.cells(side)
         small = F.interpolate(
             torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None],
             (low_h, low_w),

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zim.decode import Pixels, decode_file, decode_pillow, one_line, to_uint8
-from zim.errors import ImageError
+from zim.decode import Pixels, decode_file, decode_pillow, to_uint8
+from zim.errors import ImageError, one_line
 from zim.output import (
     atomic_write,
     encode_alpha,

@@ -26,6 +26,11 @@ Result = TypeVar("Result")
 _ended = False
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's place under torchrun (``RANK``, ``WORLD_SIZE``); 0 of 1 without."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Workers:
     """Processes that take jobs; see :func:`worker_processes`."""
 

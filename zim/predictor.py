@@ -96,6 +96,14 @@ class ZimPredictor:
         return self.model.device
 
     @property
+    def best_of_three(self) -> bool:
+        """Tell whether a lone click's one answer is its best-scored alternative.
+
+        It is the first token otherwise (``ZimConfig.lone_click``).
+        """
+        return self.model.config.lone_click == "best"
+
+    @property
     def is_image_set(self) -> bool:
         """Tell whether a picture is set."""
         return self.features is not None

@@ -155,10 +155,12 @@ def decode_views(
         return torch.from_numpy(array[rows]).to(device, model.dtype)
 
     # Gathering an image's maps for each of its prompts costs more than a pass per image.
-    each = device.type == "cpu" and len(set(where)) < len(where)
+    by_image = device.type == "cpu" and len(set(where)) < len(where)
     owner = np.asarray(where)
     groups = (
-        [np.flatnonzero(owner == k) for k in np.unique(owner)] if each else [np.arange(len(where))]
+        [np.flatnonzero(owner == k) for k in np.unique(owner)]
+        if by_image
+        else [np.arange(len(where))]
     )
     # One widest map per prompt at stride 2, times what is alive around it.
     alive = 4 * (config.image_size // 2) ** 2 * sum(config.decoder.fusion)

@@ -268,7 +268,7 @@ def test_other_settings_need_another_folder(
     assert main(words(coco, tiny_clip, output, "--models", "coco", "--limit", "2")) == 0
     again = words(coco, tiny_clip, output, "--models", "coco", "--limit", "2", "--grow", "3")
     assert main(again) == 1
-    assert "other settings (grow)" in capsys.readouterr().err
+    assert "other settings (grow 0, now 3)" in capsys.readouterr().err
     assert main([*again, "--overwrite"]) == 0
     areas = [row["mask_area"] for row in evaluate.read_results(output)]
     assert min(areas) > 40 * 44 / (96 * 128)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
-from zim.commandline import Report, UsageError, apply_runtime, error_line, positive_int, timed
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.commands.auto_names import OVERLAY, SHEET, is_result
 from zim.commands.outputs import Inputs, Result, output_folder
 from zim.errors import ImageError, OutputError, ZimError
 from zim.folders import SUFFIXES, pictures_in
+from zim.items import failed_item, report_items
 from zim.name_flags import add_model_flag
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> Report:
         if changed:
             with timed(report.seconds, "sheet"):
                 _sheets(report, inputs, changed, read)
-    _finish(report, images)
+    report_items(report, report.items or [], images)
     return report
 
 
@@ -206,11 +207,7 @@ def _one_image(
                 "--pred-iou-thresh, --stability-score-thresh or --outline-contrast-thresh\n"
             )
     except (ZimError, OSError) as error:
-        if args.debug:
-            import traceback
-
-            traceback.print_exception(error, file=sys.stderr)
-        _fail(report, image, error)
+        _fail(report, image, error, args.debug)
 
 
 def _add(
@@ -229,23 +226,7 @@ def _add(
     report.lines += target.outputs().values()
 
 
-def _fail(report: Report, image: str, error: BaseException) -> None:
-    line = error_line(error)
-    sys.stderr.write(f"zim auto: {line if image in line else f'{image}: {line}'}\n")
+def _fail(report: Report, image: str, error: BaseException, debug: bool = False) -> None:
     assert report.items is not None
-    report.items.append({"input": image, "outputs": {}, "metrics": {}, "error": line})
+    report.items.append(failed_item("zim auto", image, error, debug=debug))
     report.failed = True
-
-
-def _finish(report: Report, images: list[str]) -> None:
-    """Put items in the order of the inputs; a single one is the report itself."""
-    items = report.items or []
-    items.sort(key=lambda item: images.index(item["input"]))
-    if len(items) == 1:
-        report.outputs = items[0]["outputs"] | report.outputs
-        report.metrics = items[0]["metrics"]
-        if items[0]["error"]:
-            report.extra["error"] = items[0]["error"]
-    elif report.failed:
-        bad = sum(1 for item in items if item["error"])
-        report.extra["error"] = f"{bad} of {len(images)} images failed"

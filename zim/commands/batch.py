@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -71,6 +70,7 @@ def run(args: argparse.Namespace) -> Report:
     with timed(report.seconds, "start"):
         apply_runtime(args)
         from zim import batch
+        from zim.pools import rank_and_world
         from zim.weights.names import weights_hash
 
         source = Path(args.source).expanduser()
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> Report:
             threads=args.threads,
             detector=batch.detector_of(rows),
         )
-        if args.overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if args.overwrite and rank_and_world()[1] > 1:
             raise UsageError(
                 f"--overwrite: several ranks would delete each other's work; remove {output} first"
             )

@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> Report:
         apply_runtime(args)
         from zim.evaluation import runner
         from zim.evaluation.datasets import read_dataset
+        from zim.pools import rank_and_world
         from zim.segmenters import load_segmenter
         from zim.weights.names import weights_hash
 
         samples = read_dataset(args.dataset, Path(args.root).expanduser())[: args.limit]
-        _, world = runner.rank_and_world()
+        _, world = rank_and_world()
         share_arenas()
     if args.overwrite:
         if world > 1:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
-from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
+from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import FORMATS, Inputs, Plan, Result, pending, plan_outputs
 from zim.commands.prompt_flags import add_prompt_flags, object_prompts
 from zim.errors import ImageError, ZimError
+from zim.items import failed_item, report_items
 from zim.name_flags import Names, add_model_flag, one_of
 from zim.prompt_json import ObjectPrompt
 
@@ -226,35 +226,20 @@ class _Work:
 
     def add_error(self, source: str, error: BaseException, number: int | None = None) -> None:
         """Report an image that failed, or one of its objects, on stderr right away."""
-        line = error_line(error)
-        if self.args.debug:
-            traceback.print_exception(error, file=sys.stderr)
-        item = {"input": source, "outputs": {}, "metrics": {}, "error": line}
+        part = "" if number is None else f", object {number}"
+        item = failed_item("zim matte", source, error, debug=self.args.debug, part=part)
         if number is not None:
-            named = f"{source}, object {number}: {line}"
             item["object"] = number
-        else:
-            named = line if Path(source).name in line else f"{source}: {line}"
-        sys.stderr.write(f"zim matte: {named}\n")
         self.items.append(item)
         self.report.failed = True
 
     def finished(self) -> Report:
-        """Put the items in the order of the inputs; a single one is the report itself."""
+        """Make the report."""
         report, images = self.report, self.args.images
-        self.items.sort(key=lambda item: images.index(item["input"]))
+        report_items(report, self.items, images)
         report.model = self.args.model
-        report.items = self.items
-        report.lines = [path for item in self.items for path in item["outputs"].values()]
-        if len(self.items) == 1:
-            report.outputs = self.items[0]["outputs"]
-            report.metrics = self.items[0]["metrics"]
-            if self.items[0]["error"]:
-                report.extra["error"] = self.items[0]["error"]
-        elif report.failed:
-            failed = len({item["input"] for item in self.items if item["error"]})
-            report.extra["error"] = f"{failed} of {len(images)} images failed"
-            if len(images) == 1:
-                failed = sum(1 for item in self.items if item["error"])
-                report.extra["error"] = f"{failed} of {len(self.prompts)} objects failed"
+        report.lines = [p for item in report.items or () for p in item["outputs"].values()]
+        if report.failed and len(images) == 1 < len(self.items):
+            failed = sum(1 for item in self.items if item["error"])
+            report.extra["error"] = f"{failed} of {len(self.prompts)} objects failed"
         return report

@@ -7,26 +7,24 @@ processes, both while the model goes on.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from zim._arrays import as_numpy, to_unit
 from zim._progress import track
-from zim.errors import ConfigError, ImageError, OutputError, ZimError
+from zim.errors import ConfigError, ImageError, ZimError, one_line
+from zim.evaluation.result_log import appending, check_settings, rows_of
 from zim.evaluation.samples import KINDS, Loaded, Sample, load_sample
-from zim.images import atomic_write
 from zim.memory import tidied
-from zim.pools import Workers, worker_processes
+from zim.pools import Workers, rank_and_world, worker_processes
 from zim.protocols import Segmenter
 
 #: by so much may a model's alpha leave [0, 1], as interpolation makes it
@@ -52,11 +50,6 @@ class Settings:
         """Refuse prompts that samples do not have."""
         if not isinstance(self.prompts, tuple | list) or not set(self.prompts) <= set(KINDS):
             raise ConfigError(f"prompts are {self.prompts!r}; expected a tuple of some of {KINDS}")
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's place under torchrun (``RANK``, ``WORLD_SIZE``); 0 of 1 without."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def evaluate(
@@ -88,7 +81,9 @@ def evaluate(
     rank, world = rank_and_world()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    _check_settings(settings, samples, output, rank)
+    wanted = asdict(settings) | {"samples": len(samples)}
+    del wanted["prompts"]  # further prompts may join
+    check_settings(output, wanted, write=rank == 0)
     mine = list(samples)[rank::world]
     stamps = {sample.key: sample.stamp() for sample in mine}
     missing: dict[str, str] = {}
@@ -96,9 +91,7 @@ def evaluate(
         pool = None
         if workers:
             pool = stack.enter_context(worker_processes(workers))
-        file = stack.enter_context((output / f"results.{rank}.jsonl").open("a", encoding="utf-8"))
-        if file.tell():
-            file.write("\n")  # ends a line that a crash has torn
+        add = stack.enter_context(appending(output / f"results.{rank}.jsonl"))
         hashes = weights or {}
         done = {
             (r["model"], r["prompt"], r["key"])
@@ -112,13 +105,12 @@ def evaluate(
             try:
                 model = load()
             except ZimError as error:
-                missing[name] = " ".join(str(error).split()).removeprefix(f"{name}: ")
+                missing[name] = one_line(error).removeprefix(f"{name}: ")
                 continue
             for row in _score(name, model, todo, settings, pool, workers):
                 row["weights"] = hashes.get(name, "")
                 row["files"] = stamps[row["key"]]
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                add(row)
     return missing
 
 
@@ -141,53 +133,14 @@ def read_results(output: Path, fits: Fits = lambda row: True) -> list[dict[str, 
         fits: which rows count, see :func:`fitting`.
     """
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for path in sorted(output.glob("results.*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                key = (row["model"], row["prompt"], row["key"])
-                if fits(row) and ("excluded" not in row or "mse" not in rows.get(key, {})):
-                    rows[key] = row
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a crash
-    return [rows[key] for key in sorted(rows)]
-
-
-def _check_settings(settings: Settings, samples: Sequence[Sample], output: Path, rank: int) -> None:
-    from dataclasses import asdict
-
-    wanted: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    wanted["samples"] = len(samples)
-    del wanted["prompts"]  # further prompts may join
-    path = output / "settings.json"
-    if path.is_file():
+    for row in rows_of(sorted(output.glob("results.*.jsonl"))):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = "unreadable"
-        if found != wanted:
-            raise OutputError(
-                f"{output} holds results of other settings ({_differences(found, wanted)}); "
-                "use another --output or --overwrite"
-            )
-    elif rank == 0 or not path.exists():
-        atomic_write(path, (json.dumps(wanted) + "\n").encode())
-
-
-def _differences(found: Any, wanted: dict[str, Any]) -> str:
-    """Say which settings differ: ``seed 0, now 1``."""
-    if not isinstance(found, dict):
-        return "settings.json is unreadable"
-    kept = cast("dict[str, Any]", found)
-    return ", ".join(
-        f"{key} {_shown(kept.get(key))}, now {_shown(wanted.get(key))}"
-        for key in dict.fromkeys((*wanted, *kept))
-        if kept.get(key) != wanted.get(key)
-    )
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+            key = (row["model"], row["prompt"], row["key"])
+            if fits(row) and ("excluded" not in row or "mse" not in rows.get(key, {})):
+                rows[key] = row
+        except (KeyError, TypeError):
+            continue  # torn by a crash
+    return [rows[key] for key in sorted(rows)]
 
 
 def _score(
@@ -221,7 +174,7 @@ def _score(
                 matte = answer(model, loaded, kind)
                 row["seconds"] = round(time.perf_counter() - start, 4)
             except Exception as error:  # a model of any library, out of memory, a broken picture
-                yield {**row, "excluded": f"the model failed: {_one_line(error)}"}
+                yield {**row, "excluded": f"the model failed: {_why(error)}"}
                 continue
             if not np.isfinite(matte).all():
                 yield {**row, "excluded": "the model's answer holds NaN or infinity"}
@@ -277,8 +230,8 @@ def _asked(loaded: Loaded, kind: str) -> list[Any]:
     return [[float(x), float(y), int(label)] for (x, y), label in rows]
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _why(error: Exception) -> str:
+    text = one_line(error)
     return text if isinstance(error, ZimError) else f"{type(error).__name__}: {text}"
 
 
@@ -291,7 +244,7 @@ def _prefetch(
         try:
             return load_sample(sample, settings.prompts, settings.seed, settings.max_side)
         except Exception as error:  # a broken file can break a decoder in any way
-            return _one_line(error)
+            return _why(error)
 
     with ThreadPoolExecutor(readers) as threads:
         ahead: deque[tuple[Sample, Future[Loaded | str]]] = deque()

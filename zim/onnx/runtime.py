@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zim._extras import require
 from zim.config import PRESETS, MaskedAttentionConfig, ZimConfig
-from zim.errors import CheckpointError, ConfigError, ImageError, PromptError
+from zim.errors import CheckpointError, ConfigError, ImageError, PromptError, one_line
 from zim.model.attention import prompt_attention
 from zim.model.mask_decoder import TokenState
 from zim.model.matting import ImageFeatures
@@ -341,7 +341,7 @@ def _open(path: Path, ort: Any, device: torch.device) -> Any:
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # the runtime raises a type of its own per kind of failure
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"{path}: cannot be loaded by ONNX Runtime ({reason})") from error
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise ConfigError("onnxruntime cannot use CUDA here (see its log); use --device cpu")

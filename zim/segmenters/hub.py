@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from zim._extras import require
 from zim.api import choose_device, choose_dtype
-from zim.errors import CheckpointError, DownloadError
+from zim.errors import CheckpointError, DownloadError, one_line
 from zim.geometry import Frame
 from zim.prompt_batch import MASK_LOGIT
 from zim.prompts import Prompt
@@ -165,7 +165,7 @@ def load_transformers(class_name: str, folder: Path, hub_id: str, licence: str) 
         try:
             return cls.from_pretrained(folder, local_files_only=True).float()
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(
                 f"{folder}: not a {class_name} folder of transformers ({reason})"
             ) from error

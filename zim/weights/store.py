@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from zim.config import ZimConfig
-from zim.errors import CheckpointError, DownloadError, OutputError
+from zim.errors import CheckpointError, DownloadError, OutputError, one_line
 from zim.output import atomic_write
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_pretrained(source: str | Path, cls: type[Model], **hub: Any) -> Model:
             {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise CheckpointError(
             f"{weights_path}: weights do not fit {config_path.name} ({reason})"
         ) from error
@@ -141,7 +141,7 @@ def _from_hub(repo: str, **hub: Any) -> tuple[Path, Path]:
             "(or ZIM_OFFLINE is set); give a local folder instead"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise DownloadError(f"{repo}: cannot be fetched from the hub ({reason})") from error
     return Path(config), Path(weights)
 

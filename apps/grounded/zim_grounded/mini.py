@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, one_line
 from zim_grounded.candidates import PROPOSED, CandidateDetector, Found, Thresholds, cut_box
 from zim_grounded.phrases import subject
 
@@ -67,7 +67,7 @@ class MiniDetector(CandidateDetector):
                 {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
             )
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(f"{weights}: not a mini detector ({reason})") from error
         return cls(model.to(where), thresholds)
 

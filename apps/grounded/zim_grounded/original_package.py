@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from zim._extras import require
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, one_line
 from zim.weights.store import read_state
 from zim_grounded.candidates import Thresholds
 from zim_grounded.text_detector import Answer, TextDetector
@@ -78,7 +78,7 @@ class OriginalGroundingDino(TextDetector):
         except (AttributeError, OSError, RuntimeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(
                 f"{config} with {weights} cannot be built ({reason}); {NAME} needs "
                 "transformers>=4.36,<5 and, for its text encoder, bert-base-uncased or a folder "

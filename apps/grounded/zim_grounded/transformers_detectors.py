@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zim._extras import require
-from zim.errors import CheckpointError, PromptError
+from zim.errors import CheckpointError, PromptError, one_line
 from zim_grounded.candidates import CandidateDetector, Found, Thresholds
 from zim_grounded.phrases import plain
 from zim_grounded.text_detector import Answer, TextDetector, assign, corners
@@ -50,7 +50,7 @@ def load_folder(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"{folder}: cannot be loaded as a detector ({reason})") from error
     finally:
         if bars:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 
 from zim import __version__
 from zim._progress import progress_on_stderr, track
-from zim.commandline import Report, UsageError, apply_runtime, error_line, timed
+from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import output_folder
 from zim.errors import PromptError, ZimError
 from zim.folders import SUFFIXES, pictures_in
 from zim.images import LoadedImage, load_image
+from zim.items import failed_item
 from zim.prompts import Prompt
 from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
@@ -363,13 +363,8 @@ class Work:
         return "; ".join([text, *([" or ".join([*lower, *other])] if lower or other else [])])
 
     def _fail(self, target: Target, error: BaseException, outputs: dict[str, str]) -> None:
-        line = error_line(error)
-        if self.args.debug:
-            traceback.print_exception(error, file=sys.stderr)
-        named = line if Path(target.source).name in line else f"{target.source}: {line}"
-        sys.stderr.write(f"zim-grounded: {named}\n")
-        row = {"input": target.source, "outputs": outputs, "metrics": {}, "error": line}
-        self.items[target.source] = [row]
+        item = failed_item("zim-grounded", target.source, error, debug=self.args.debug)
+        self.items[target.source] = [item | {"outputs": outputs}]
         self.report.failed = True
 
     def finished(self, targets: Sequence[Target]) -> Report:

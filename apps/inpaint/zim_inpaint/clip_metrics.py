@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zim._extras import require
-from zim.errors import CheckpointError, ConfigError
+from zim.errors import CheckpointError, ConfigError, one_line
 from zim.weights.store import cache_only
 
 TOPS = (1, 3, 5)
@@ -132,7 +132,7 @@ class Clip:
                 )
                 tokenizer = library.get_tokenizer(model)
             except Exception as error:  # open_clip, the hub and torch each raise their own
-                why = " ".join(str(error).split())[:160]
+                why = one_line(error, 160)
                 raise CheckpointError(
                     f"CLIP {model!r} with weights {pretrained!r} is not there ({why}); give "
                     "--clip-pretrained FILE, or fetch it once on a machine with network"

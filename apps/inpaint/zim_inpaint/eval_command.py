@@ -124,11 +124,12 @@ def run(args: argparse.Namespace) -> Report:
     with timed(report.seconds, "start"):
         apply_runtime(args)
         from zim.api import choose_device
+        from zim.evaluation.result_log import SETTINGS
         from zim.weights.names import weights_hash
         from zim_inpaint.backends import get_filler
         from zim_inpaint.clip_metrics import Clip
         from zim_inpaint.coco import Filter, read_coco
-        from zim_inpaint.evaluate import TRUTH, Settings, evaluate
+        from zim_inpaint.evaluate import RESULTS, TRUTH, Settings, evaluate
         from zim_inpaint.finder import load_soft
 
         which = Filter(0, 0, 1) if args.all else Filter(args.min_side, args.min_area, args.max_box)
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> Report:
             **{key: getattr(args, key) for key in same}, **asdict(which), backend=filler.name
         )
     if args.overwrite:
-        for old in (output / "results.jsonl", output / "settings.json"):
+        for old in (output / RESULTS, output / SETTINGS):
             old.unlink(missing_ok=True)
     loaders = {
         name: None

@@ -7,7 +7,6 @@ written, so that a repaired picture is scored by the next run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim._progress import track
-from zim.errors import ImageError, OutputError, PromptError, ZimError
+from zim.errors import ImageError, PromptError, ZimError, one_line
+from zim.evaluation.result_log import appending, check_settings, rows_of
 from zim.images import atomic_write, encode_rgb, load_image
 from zim.protocols import Segmenter
 from zim.viz import overlay
@@ -28,6 +28,7 @@ from zim_inpaint.coco import Target, draw_points
 
 #: the "model" whose masks are COCO's own
 TRUTH = "coco"
+RESULTS = "results.jsonl"
 #: what is below the threshold has been zeroed, so that any alpha is the object
 _ANYTHING = 0.001
 
@@ -114,7 +115,7 @@ def evaluate(
         OutputError: the folder holds results of other settings.
     """
     output.mkdir(parents=True, exist_ok=True)
-    _check_settings(settings, targets, output)
+    check_settings(output, asdict(settings) | {"objects": len(targets)})
     shown = {target.key for target in targets[:pictures]}
     failures = Failures({}, {})
     hashes = weights or {}
@@ -123,9 +124,7 @@ def evaluate(
         for row in read_results(output)
         if row.get("weights", "") == hashes.get(row["model"], "")
     }
-    with (output / "results.jsonl").open("a", encoding="utf-8") as file:
-        if file.tell():
-            file.write("\n")  # ends a line that a crash has torn
+    with appending(output / RESULTS) as add:
         for name, load in models.items():
             todo = [t for t in targets if (name, t.key) not in done]
             if not todo:
@@ -133,7 +132,7 @@ def evaluate(
             try:
                 model = load() if load else None
             except ZimError as error:
-                failures.models[name] = " ".join(str(error).split())
+                failures.models[name] = one_line(error)
                 continue
             for target, image, alpha, row in _removals(model, todo, settings, failures.objects):
                 result = _remove(image, alpha, settings, filler, row)
@@ -145,21 +144,16 @@ def evaluate(
                 row |= {"model": name, "weights": hashes.get(name, "")}
                 if target.key in shown:
                     _keep(output, name, target, image, alpha, result, row)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                add(row)
     return failures
 
 
 def read_results(output: Path) -> list[dict[str, Any]]:
     """Read what was scored so far, each object and model once, in a fixed order."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    path = output / "results.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
+    for row in rows_of([output / RESULTS]):
+        if "model" in row and "key" in row:
             rows[row["model"], row["key"]] = row
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a crash
     return [rows[key] for key in sorted(rows)]
 
 
@@ -193,7 +187,7 @@ def _removals(
             if model:
                 alpha = _ask(model, points, settings.answer)
         except (ZimError, OSError) as error:
-            failed[str(target.key)] = " ".join(str(error).split())
+            failed[str(target.key)] = one_line(error)
             continue
         both = (alpha > 0.5) & truth
         either = (alpha > 0.5) | truth
@@ -265,18 +259,3 @@ def _keep(
     shown = overlay(image, alpha, points=row["points"], boxes=[target.box])
     atomic_write(matte, encode_rgb(shown, ".jpg"))
     atomic_write(kept_picture(output, model, target.key, "result"), encode_rgb(result, ".jpg"))
-
-
-def _check_settings(settings: Settings, targets: Sequence[Target], output: Path) -> None:
-    wanted = asdict(settings) | {"objects": len(targets)}
-    path = output / "settings.json"
-    if not path.is_file():
-        atomic_write(path, json.dumps(wanted, indent=2).encode())
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found != wanted:
-        differ = [key for key in wanted if found.get(key) != wanted[key]]
-        raise OutputError(
-            f"{output} holds results of other settings ({', '.join(differ)}); "
-            "use another --output, or --overwrite"
-        )

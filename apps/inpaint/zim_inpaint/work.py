@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zim._progress import progress_on_stderr, track
-from zim.commandline import Report, apply_runtime, error_line, timed
+from zim.commandline import Report, apply_runtime, timed
 from zim.commands.outputs import FILE_SUFFIXES, Inputs, Plan, Result, pending, plan_outputs
 from zim.errors import PromptError, ZimError
+from zim.items import failed_item, report_items
 from zim_inpaint.flags import check
 from zim_inpaint.jobs import Job, jobs
 
@@ -206,25 +206,13 @@ class _Work:
 
     def add_error(self, image: str, error: BaseException) -> None:
         """Report a picture that failed, on stderr right away."""
-        line = error_line(error)
-        if self.args.debug:
-            traceback.print_exception(error, file=sys.stderr)
-        named = line if Path(image).name in line else f"{image}: {line}"
-        sys.stderr.write(f"zim-inpaint: {named}\n")
-        self.items.append({"input": image, "outputs": {}, "metrics": {}, "error": line})
+        self.items.append(failed_item("zim-inpaint", image, error, debug=self.args.debug))
         self.report.failed = True
 
     def finished(self, images: list[str]) -> Report:
-        """Put the items in the order of the inputs; a single one is the report itself."""
-        report = self.report
-        self.items.sort(key=lambda item: images.index(item["input"]))
-        report.model, report.items = self.args.model, self.items
-        report.lines = [path for item in self.items for path in item["outputs"].values()]
-        if len(self.items) == 1:
-            report.outputs, report.metrics = self.items[0]["outputs"], self.items[0]["metrics"]
-            if self.items[0]["error"]:
-                report.extra["error"] = self.items[0]["error"]
-        elif report.failed:
-            failed = sum(1 for item in self.items if item["error"])
-            report.extra["error"] = f"{failed} of {len(images)} images failed"
-        return report
+        """Make the report."""
+        report_items(self.report, self.items, images)
+        self.report.model = self.args.model
+        items = self.report.items or []
+        self.report.lines = [path for item in items for path in item["outputs"].values()]
+        return self.report

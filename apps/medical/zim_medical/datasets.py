@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zim.errors import ImageError, ZimError
+from zim.errors import ImageError, ZimError, one_line
 from zim_medical.intensity import parse_norm, to_rgb, value_range
 from zim_medical.layouts import VOLUMES, Dataset
 from zim_medical.options import Protocol
@@ -50,7 +50,7 @@ def pictures(
         try:
             yield from case_pictures(dataset, pair, protocol, counts)
         except (ZimError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             exclude(Exclusion(dataset.name, pair.case_id, reason))
 
 
@@ -222,7 +222,7 @@ def _read(path: Path, bands: Callable[[Image.Image], Image.Image]) -> NDArray[np
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; check the path") from error
     except Exception as error:
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise ImageError(f"{path.name}: cannot be read as a picture ({detail})") from error
     check_finite(values, path.name)
     return values

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim._extras import require
-from zim.errors import ImageError
+from zim.errors import ImageError, one_line
 from zim_medical.volumes import Volume
 
 #: neighbouring slices may be this much closer or farther than the typical distance
@@ -143,7 +143,7 @@ def _values(data: Any, path: Path) -> NDArray[np.float32]:
     try:
         stored = np.asarray(data.pixel_array, np.float64)
     except Exception as error:  # pydicom raises many kinds for pixels it cannot decode
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         raise ImageError(f"{path}: pixels cannot be decoded ({detail})") from error
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         signed = int(data.get("PixelRepresentation", 0)) == 1

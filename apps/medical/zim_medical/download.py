@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zim._extras import require
-from zim.errors import DownloadError
+from zim.errors import DownloadError, one_line
 from zim.weights.store import offline
 
 TASKS = {"hippocampus": "Task04_Hippocampus", "spleen": "Task09_Spleen"}
@@ -41,5 +41,5 @@ def download(dataset: str, root: Path) -> None:
             apps.extractall(archive, Path(name) / "unpacked", has_base=False)
             (Path(name) / "unpacked" / task).rename(root / task)
         except (OSError, RuntimeError, ValueError) as error:
-            detail = " ".join(str(error).split())
+            detail = one_line(error)
             raise DownloadError(f"{task} could not be fetched ({detail}); try again") from error

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim._extras import require
-from zim.errors import ImageError
+from zim.errors import ImageError, one_line
 from zim.output import atomic_write
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -86,7 +86,7 @@ def read_nifti(path: str | Path, *, finite: bool = True) -> Volume:
     except ImageError:
         raise
     except Exception as error:  # nibabel raises many kinds for damaged files
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise ImageError(f"{path.name}: cannot be read as a volume ({detail})") from error
     data = data.reshape(squeezed + (1,) * (3 - len(squeezed)))
     if finite:

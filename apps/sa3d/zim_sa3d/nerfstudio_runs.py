@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zim._extras import require
-from zim.errors import CheckpointError, ConfigError
+from zim.errors import CheckpointError, ConfigError, one_line
 from zim_sa3d.readers import read_transforms
 from zim_sa3d.scene import Scene
 
@@ -316,7 +316,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             data = torch.load(path, map_location="cpu", weights_only=True)
         tensors: dict[str, Tensor] = data["pipeline"]
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise CheckpointError(f"{path} is no checkpoint of nerfstudio ({text})") from error
     start = "_model."
     return {
@@ -354,7 +354,7 @@ def build_model(run: TrainedRun, box: Tensor, views: int, device: str) -> Any:
             if not name.startswith("lpips")
         ]
     except RuntimeError as error:
-        missing = [" ".join(str(error).split())[:120]]
+        missing = [one_line(error, 120)]
     if missing:
         raise CheckpointError(
             f"the checkpoint does not fit the model of {run.config.method_name} ({missing[0]}); "

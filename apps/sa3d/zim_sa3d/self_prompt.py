@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim.predictor import ZimPredictor
 from zim.protocols import Segmenter
 
 Matte = NDArray[np.float32]
@@ -21,7 +22,9 @@ _WIDEN = 25
 
 
 def ask(segmenter: Segmenter, points: Any, labels: Any = None, box: Any = None) -> Matte:
-    """Return a segmenter's one answer: its best of three for a lone click, else its single mask.
+    """Return a segmenter's one answer: for a lone click the best of three, else its single mask.
+
+    ZIM models that answer a lone click with their first token do so here too.
 
     Args:
         segmenter: with its picture set.
@@ -32,6 +35,8 @@ def ask(segmenter: Segmenter, points: Any, labels: Any = None, box: Any = None) 
     xy = np.asarray(points, np.float32).reshape(-1, 2)
     kinds = np.ones(len(xy), np.int64) if labels is None else np.asarray(labels, np.int64)
     lone = len(xy) == 1 and bool(kinds[0] == 1) and box is None
+    if isinstance(segmenter, ZimPredictor):
+        lone = lone and segmenter.best_of_three
     mattes, scores, _ = segmenter.predict(
         point_coords=xy if len(xy) else None,
         point_labels=kinds if len(xy) else None,

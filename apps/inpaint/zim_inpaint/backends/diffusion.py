@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim._extras import require
-from zim.errors import CheckpointError, ConfigError, ZimError
+from zim.errors import CheckpointError, ConfigError, ZimError, one_line
 from zim.weights.store import cache_only
 
 Offload = Literal["none", "model", "sequential"]
@@ -206,7 +206,7 @@ def _load(name: str, device: str, dtype: str, offload: Offload, offline: bool) -
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ZimError):
             raise
-        why = "downloads are off" if offline else " ".join(str(error).split())[:160].rstrip(".")
+        why = "downloads are off" if offline else one_line(error, 160).rstrip(".")
         about = f" ({known.size}, {known.licence})" if known else ""
         raise CheckpointError(
             f"{source}{about} is not here and could not be fetched ({why}); download it from "

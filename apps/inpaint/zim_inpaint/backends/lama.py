@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, one_line
 from zim.weights.registry import zim_home
 
 FILE = "big-lama.pt"
@@ -115,5 +115,5 @@ def _load(path: Path, device: str) -> tuple[Any, Any]:
             warnings.simplefilter("ignore")
             return torch.jit.load(str(path), map_location=where).eval(), where
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"{path} is not a TorchScript file ({reason})") from error
