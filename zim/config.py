@@ -92,7 +92,8 @@ class ZimConfig:
     image_size: int = 1024
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     attention: MaskedAttentionConfig = field(default_factory=MaskedAttentionConfig)
-    #: extra planes computed from image and prompt by ``zim.cues``, given to the decoder; 0 = none
+    #: extra planes computed from image and prompt by ``zim.cues``, given to the decoder: 6 or 7;
+    #: 0 = none
     cue_planes: int = 0
     #: residual convolutions at stride 16 that mix the embedding with the dense prompt
     prompt_blocks: int = 0
@@ -134,6 +135,7 @@ class ZimConfig:
                     f"use for example {example}"
                 )
         allowed = (
+            ("cue_planes", self.cue_planes, (0, 6, 7)),
             ("edges", self.edges, ("bilinear", "guided")),
             ("lone_click", self.lone_click, ("best", "first")),
             ("decoder.norm", self.decoder.norm, ("bn", "gn")),
@@ -143,7 +145,9 @@ class ZimConfig:
         )
         for name, value, values in allowed:
             if value not in values:
-                raise ConfigError(f"{name} {value!r} is unknown; expected {' or '.join(values)}")
+                raise ConfigError(
+                    f"{name} {value!r} is unknown; expected {' or '.join(map(str, values))}"
+                )
         if self.cue_planes and self.decoder.pixel_decoder != "hierarchical":
             raise ConfigError("cue planes need the hierarchical pixel decoder; set cue_planes=0")
 

@@ -364,9 +364,14 @@ def test_nothing_found_is_an_empty_list(model: zim.Zim) -> None:
 def test_a_picture_of_one_pixel(model: zim.Zim) -> None:
     for layers in (0, 1):
         records = ZimAutomaticMaskGenerator(
-            model, 2, crop_n_layers=layers, pred_iou_thresh=0, stability_score_thresh=0
+            model,
+            2,
+            crop_n_layers=layers,
+            pred_iou_thresh=-1e9,
+            stability_score_thresh=0,
+            mask_threshold=1e-6,
         ).generate(np.zeros((1, 1, 3), np.uint8))
-        assert all(r["segmentation"].shape == (1, 1) for r in records)
+        assert [r["segmentation"].shape for r in records] == [(1, 1)]
 
 
 @pytest.mark.parametrize(

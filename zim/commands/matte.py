@@ -191,7 +191,7 @@ class _Work:
                 self.add_error(image.source, error, group[0].object)
 
     def write(self, result: Result, answer: Answer, look: Look) -> None:
-        """Write what is left to write of one result: all of its files, or none."""
+        """Write what is left to write of one result; all of it is encoded before any is written."""
         if self.plan.to_stdout:
             data = answer.encoded(self.plan.formats[0], look)
             self.report.stdout_taken = True
