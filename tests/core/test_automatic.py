@@ -370,6 +370,7 @@ def test_a_picture_of_one_pixel(model: zim.Zim) -> None:
             pred_iou_thresh=-1e9,
             stability_score_thresh=0,
             mask_threshold=1e-6,
+            stability_score_offset=0,
         ).generate(np.zeros((1, 1, 3), np.uint8))
         assert [r["segmentation"].shape for r in records] == [(1, 1)]
 
