@@ -14,7 +14,7 @@ thinned above ``KEEP_BYTES``, and records make their full-size arrays on demand
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,34 @@ DEFAULTS_WITH_CUES = Defaults(16, 0.4, 0.8)
 MOST_PER_SIDE = 1024
 #: bytes of full-size arrays that the records of one picture may hold on to once they are made
 RECORD_BYTES = 1 << 29
+
+
+#: arguments that may be None
+_OPTIONAL = frozenset(
+    (
+        *("points_per_side", "points_per_batch", "max_masks", "point_grids"),
+        *("pred_iou_thresh", "stability_score_thresh"),
+    )
+)
+#: arguments that are whole numbers of at least so much
+_WHOLE = {
+    "crop_n_layers": 0,
+    "crop_n_points_downscale_factor": 1,
+    "points_per_side": 1,
+    "points_per_batch": 1,
+    "max_masks": 1,
+}
+_FINITE = (
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "stability_score_offset",
+    "outline_contrast_thresh",
+)
+_SHARES = {
+    "box_nms_thresh": "an IoU from 0 to 1",
+    "crop_nms_thresh": "an IoU from 0 to 1",
+    "crop_overlap_ratio": "0 to below 1",
+}
 
 
 class ZimAutomaticMaskGenerator:
@@ -123,70 +151,7 @@ class ZimAutomaticMaskGenerator:
             ConfigError: a parameter is out of range, or both kinds of grid are given.
             CheckpointError: the model cannot be loaded.
         """
-        _check_choice("output_mode", output_mode, OUTPUT_MODES)
-        _check_choice("space", space, ("prob", "logit"))
-        _check_choice("multimask", multimask, (3, 4))
-        _check_choice("alpha_dtype", alpha_dtype, ("float32", "uint8"))
-        _check_whole("crop_n_layers", crop_n_layers, 0)
-        _check_whole("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1)
-        for name, value in (
-            ("pred_iou_thresh", pred_iou_thresh),
-            ("stability_score_thresh", stability_score_thresh),
-            ("stability_score_offset", stability_score_offset),
-            ("outline_contrast_thresh", outline_contrast_thresh),
-            ("box_nms_thresh", box_nms_thresh),
-            ("crop_nms_thresh", crop_nms_thresh),
-            ("crop_overlap_ratio", crop_overlap_ratio),
-            ("mask_threshold", mask_threshold),
-            ("min_mask_region_area", min_mask_region_area),
-        ):
-            if value is not None and not isinstance(value, int | float | np.number):
-                raise ConfigError(f"{name} is {value!r}; expected a number")
-        if not 0 <= min_mask_region_area < math.inf:
-            raise ConfigError(
-                f"min_mask_region_area is {min_mask_region_area}; expected pixels, 0 or more"
-            )
-        for name, value in (
-            ("points_per_side", points_per_side),
-            ("points_per_batch", points_per_batch),
-            ("max_masks", max_masks),
-        ):
-            if value is not None:
-                _check_whole(name, value, 1)
-        for name, value in (
-            ("box_nms_thresh", box_nms_thresh),
-            ("crop_nms_thresh", crop_nms_thresh),
-        ):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value}; expected an IoU from 0 to 1")
-        for name, value in (  # models may rate themselves above 1 or below 0
-            ("pred_iou_thresh", pred_iou_thresh),
-            ("stability_score_thresh", stability_score_thresh),
-            ("stability_score_offset", stability_score_offset),
-            ("outline_contrast_thresh", outline_contrast_thresh),
-        ):
-            if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{name} is {value}; expected a finite number")
-        if not 0 <= crop_overlap_ratio < 1:
-            raise ConfigError(f"crop_overlap_ratio is {crop_overlap_ratio}; expected 0 to below 1")
-        if points_per_side is not None and points_per_side > MOST_PER_SIDE:
-            raise ConfigError(
-                f"points_per_side is {points_per_side}; expected at most {MOST_PER_SIDE}"
-            )
-        if not 0 < mask_threshold < 1:
-            raise ConfigError(f"mask_threshold is {mask_threshold}; expected an alpha in (0, 1)")
-        least = -math.inf if space == "logit" else 0.0
-        most = math.inf if space == "logit" else 1.0
-        low, high = mask_threshold - stability_score_offset, mask_threshold + stability_score_offset
-        if stability_score_offset < 0 or not least < low <= high < most:
-            raise ConfigError(
-                f"stability_score_offset is {stability_score_offset}; expected at least 0, and "
-                "mask_threshold plus and minus it between 0 and 1 (SAM's 1.0 is a logit: "
-                "space='logit')"
-            )
-        if points_per_side is not None and point_grids is not None:
-            raise ConfigError("points_per_side and point_grids are both given; give one of them")
-
+        _check_arguments(locals())
         self.predictor = as_predictor(model)
         config = self.predictor.model.config
         usual = DEFAULTS_WITH_CUES if config.cue_planes else DEFAULTS
@@ -321,6 +286,46 @@ class ZimAutomaticMaskGenerator:
 def _corners(xywh: Sequence[int]) -> list[int]:
     x, y, width, height = xywh
     return [x, y, x + width + 1, y + height + 1]
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse what :class:`ZimAutomaticMaskGenerator` cannot be given."""
+    _check_choice("output_mode", given["output_mode"], OUTPUT_MODES)
+    _check_choice("space", given["space"], ("prob", "logit"))
+    _check_choice("multimask", given["multimask"], (3, 4))
+    _check_choice("alpha_dtype", given["alpha_dtype"], ("float32", "uint8"))
+    given = {k: v for k, v in given.items() if v is not None or k not in _OPTIONAL}
+    for name, least in _WHOLE.items():
+        if name in given:
+            _check_whole(name, given[name], least)
+    for name in (*_FINITE, *_SHARES, "min_mask_region_area", "mask_threshold"):
+        if name in given and not isinstance(given[name], int | float | np.number):
+            raise ConfigError(f"{name} is {given[name]!r}; expected a number")
+    for name in _FINITE:  # models may rate themselves above 1 or below 0
+        if name in given and not math.isfinite(given[name]):
+            raise ConfigError(f"{name} is {given[name]}; expected a finite number")
+    for name, what in _SHARES.items():
+        if not 0 <= given[name] <= 1 or (name == "crop_overlap_ratio" and given[name] == 1):
+            raise ConfigError(f"{name} is {given[name]}; expected {what}")
+    area, side = given["min_mask_region_area"], given.get("points_per_side")
+    if not 0 <= area < math.inf:
+        raise ConfigError(f"min_mask_region_area is {area}; expected pixels, 0 or more")
+    if side is not None and side > MOST_PER_SIDE:
+        raise ConfigError(f"points_per_side is {side}; expected at most {MOST_PER_SIDE}")
+    if side is not None and given.get("point_grids") is not None:
+        raise ConfigError("points_per_side and point_grids are both given; give one of them")
+    _check_thresholds(given["mask_threshold"], given["stability_score_offset"], given["space"])
+
+
+def _check_thresholds(threshold: float, offset: float, space: Space) -> None:
+    if not 0 < threshold < 1:
+        raise ConfigError(f"mask_threshold is {threshold}; expected an alpha in (0, 1)")
+    least, most = (-math.inf, math.inf) if space == "logit" else (0.0, 1.0)
+    if offset < 0 or not least < threshold - offset <= threshold + offset < most:
+        raise ConfigError(
+            f"stability_score_offset is {offset}; expected at least 0, and mask_threshold plus "
+            "and minus it between 0 and 1 (SAM's 1.0 is a logit: space='logit')"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
