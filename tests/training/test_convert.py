@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from zim_training import cli
 from zim_training.convert.config import ConvertConfig
 from zim_training.convert.engines import share_of_rank
 from zim_training.convert.shard import convert_masks, convert_record
-from zim_training.converter.model import Converter
+from zim_training.converter.model import Converter, ConverterOutput
 from zim_training.data.sa1b import Record, choose, read_tar
 from zim_training.data.shards import ShardSet
 
@@ -162,6 +164,114 @@ def test_a_rerun_is_free_and_a_lost_shard_comes_back(
     assert cli.main(["convert", "--verify", "--output", str(whole)]) == 0
 
 
+def test_an_index_is_looked_after_and_a_shard_can_be_made_again(
+    whole: Path, tars: Path, converter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    verify = ["convert", "--verify", "--output", str(out)]
+    assert cli.main(verify) == 0
+    index = out / "sa_000001.index.jsonl"
+    for spoil in (index.unlink, lambda: index.write_text("", encoding="utf-8")):
+        spoil()
+        capsys.readouterr()
+        assert cli.main(verify) == 1
+        assert "sa_000001.tar: differs from its marker; convert it" in capsys.readouterr().out
+        again = [] if not index.exists() else ["--overwrite"]
+        assert convert([tars / "sa_000001.tar"], converter, out, *again) == 0
+        assert contents(out) == contents(whole)
+    marker = out / "sa_000002.done.json"  # as an earlier version wrote it
+    done = json.loads(marker.read_text())
+    del done["index_sha256"]
+    marker.write_text(json.dumps(done))
+    assert cli.main(verify) == 0
+    assert cli.main(["convert", "--verify", "--output", str(tmp_path / "nowhere")]) == 1
+    assert "holds no finished shard" in capsys.readouterr().err
+    assert cli.main(["data", "check", str(out)]) == 1
+    assert "holds SA1B-Matte shards; zim-train convert --verify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("part", ["jpg", "json"])
+def test_a_damaged_shard_is_named_on_one_line(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str, part: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for tar in out.glob("*.tar"):
+        data = bytearray(tar.read_bytes())
+        for line in tar.with_suffix(".index.jsonl").read_text().splitlines():
+            start, size = json.loads(line)[part]
+            data[start : start + size] = b"\xff" * size
+        tar.write_bytes(data)
+    words = ["matte", "--preset", "test", "--data", str(out), "--output", str(tmp_path / "run")]
+    words += ["--workers", workers, "--eval-samples", "0", "--device", "cpu"]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.fullmatch(r".*sa_00000\d.tar: (picture )?sa_\d+ is damaged .*again\n", error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--batch", "0"], 2, "--batch 0: expected 1 or more"),
+        (["--masks-per-image", "-1"], 2, "--masks-per-image -1: expected 0 or more"),
+        (["--fraction", "0"], 2, "--fraction 0.0: expected more than 0, at most 1"),
+        (["--agree", "7"], 2, "--agree 7.0: expected 0 or more, at most 1"),
+        (["--size", "65"], 2, "--size 65: expected a multiple of 32"),
+        (["--engine", "ray", "--actors", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["--engine", "torchrun"], 2, "--engine torchrun is for processes that torchrun starts"),
+        (["--dtype", "float16"], 2, "a conversion computes in float32"),
+    ],
+)
+def test_wrong_flags_convert_nothing(
+    tars: Path,
+    converter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert convert([tars], converter, tmp_path / "out", *flags) == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_of_which_nothing_can_be_used_is_a_failure(
+    converter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "sa_000000.tar", "w") as tar:
+        put(tar, "sa_1.json", b"{}")
+    for _ in range(2):  # and stays one
+        assert convert([tmp_path / "sa_000000.tar"], converter, tmp_path / "out") == 1
+        captured = capsys.readouterr()
+        assert "no picture could be used (1 set aside); sa_1: no .jpg" in captured.err
+        assert json.loads(captured.out)["items"][0]["error"]
+
+
+def test_masks_go_through_the_converter_in_passes_of_the_size_asked_for() -> None:
+    passes = []
+
+    class Copy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: torch.Tensor, label: torch.Tensor):
+            passes.append(len(image))
+            logits = 20 * (2 * label - 1)
+            return ConverterOutput(logits, logits, logits)
+
+    mask = np.zeros((80, 100), bool)
+    mask[20:50, 30:60] = True
+    rgb = np.zeros((80, 100, 3), np.uint8)
+    convert_masks(Copy(), rgb, [mask] * 15, ConvertConfig(size=64, batch=12))
+    assert passes == [12, 12]
+
+
 def test_killed_in_the_middle(whole: Path, tars: Path, converter: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     out.mkdir()
@@ -188,6 +298,8 @@ def test_two_ranks_make_the_same(
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert len(share_of_rank(["a", "b", "c", "d"])) == 2
+        assert convert([tars], converter, tmp_path / "alone") == 2  # each would convert all
+        assert not (tmp_path / "alone").exists()
         assert convert([tars], converter, tmp_path, "--engine", "torchrun") == 0
     assert contents(tmp_path) == contents(whole)
 
@@ -270,8 +382,6 @@ def test_an_answer_that_leaves_its_label_is_refused() -> None:
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, image: torch.Tensor, label: torch.Tensor):
-            from zim_training.converter.model import ConverterOutput
-
             logits = 20 * (1 - 2 * label)
             return ConverterOutput(logits, logits, logits)
 

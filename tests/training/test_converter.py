@@ -17,7 +17,7 @@ from zim.errors import CheckpointError
 from zim_training import cli
 from zim_training.converter.config import PRESETS
 from zim_training.converter.model import Converter, ConverterOutput, undecided
-from zim_training.converter.samples import Pool, draw_view
+from zim_training.converter.samples import Pool, draw_view, training_samples
 from zim_training.converter.task import ConverterTask, converter_loss
 from zim_training.data.coarse import coarse_label, spatial_cut
 from zim_training.data.readers import find_sets
@@ -71,6 +71,61 @@ def test_stl_targets_are_their_labels(collection: Path) -> None:
         assert set(np.unique(alpha)) <= {0, 1}
         assert rgb.shape == (64, 64, 3)
     assert not draw_view(np.random.default_rng(0), pool, 64, 0.0, 0.0)[3]
+
+
+def test_grey_labels_are_made_hard_and_pictures_of_the_views_size_are_cropped(
+    tmp_path: Path,
+) -> None:
+    """What comes from files is framed round its object, also where it has the view's own size."""
+    rgb = np.full((64, 64, 3), 90, np.uint8)
+    grey = (255 * disc(64, 10, 8)).astype(np.uint8)
+    _write(tmp_path / "a.png", rgb)
+    _write(tmp_path / "b.png", grey)
+    row = {"image": "a.png", "alpha": "b.png"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row | {"kind": "label"}) + "\n" + json.dumps(row))
+    mattes, labels = training_samples([tmp_path / "m.jsonl"])
+    pool = Pool(mattes, labels)
+    for k in range(4):
+        _, label, alpha, rigid = draw_view(np.random.default_rng(k), pool, 64, 0.5, 1.0)
+        assert rigid
+        np.testing.assert_array_equal(alpha, label)
+        whole = draw_view(np.random.default_rng(k), pool, 64, 0.0, 0.0)[2]
+        assert (whole > 0.5).mean() > 2 * (grey > 127).mean()
+
+
+def test_the_data_given_are_trained_on_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    _write(tmp_path / "b.png", np.full((8, 8), 255, np.uint8))
+    _write(tmp_path / "c.png", np.full((8, 9), 255, np.uint8))
+    path, run = tmp_path / "m.jsonl", tmp_path / "run"
+    words = ["converter", "--preset", "test", "--data", str(path), "--output", str(run)]
+    for row, message in (
+        ({"alpha": "b.png", "split": "test"}, "none of 1 samples is a matte for training; --test-"),
+        ({"alpha": "b.png", "split": "val"}, "none of 1 samples is a matte for training"),
+        ({"alpha": "b.png", "split": "dev"}, "line 1: split 'dev'; expected train, or test or val"),
+        ({"alpha": "none.png"}, "none.png does not exist"),
+        ({"alpha": "c.png"}, "c.png is 9 x 8, a.png is 8 x 8"),
+    ):
+        path.write_text(json.dumps({"image": "a.png"} | row), encoding="utf-8")
+        assert cli.main([*words, "--device", "cpu"]) == 1
+        assert message in capsys.readouterr().err
+    path.write_bytes(b"\xff\xfe")
+    assert cli.main([*words, "--device", "cpu"]) == 1
+    assert "expected JSON lines in UTF-8" in capsys.readouterr().err
+    ablate = ["ablate", "--table", "3", "--tiny", "--data", str(path), "--output", str(run)]
+    assert cli.main(ablate) == 1
+    assert not run.exists()
+    assert cli.main([*words, "--init", "hub", "--device", "cpu"]) == 1
+    path.write_text(json.dumps({"image": "a.png", "alpha": "b.png"}), encoding="utf-8")
+    for flags in (["--init", "hub"], ["--size", "65"], ["--sga", "2"]):
+        assert cli.main([*words, *flags, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "no weights are published for the trunk tiny" in error
+    assert "--size 65: expected a multiple of 32" in error
+    assert cli.main(["eval-converter", str(run), "--size", "65"]) == 2
+    assert not run.exists()
 
 
 def test_fusion_takes_the_finer_answer_where_the_coarser_is_undecided() -> None:
@@ -160,6 +215,15 @@ def test_short_training_falls_and_ends_below_its_label(collection: Path, tmp_pat
     for name in ("config.json", "env.json", "last.pt", "samples/step_0000060.png"):
         assert (tmp_path / name).is_file()
     assert Converter.from_pretrained(tmp_path).config.embed == 16
+
+
+def test_the_start_may_be_the_best_converter(collection: Path, tmp_path: Path) -> None:
+    words = ["converter", "--preset", "test", "--size", "32", "--steps", "1", "--keep-best"]
+    words += ["--data-root", str(collection), "--output", str(tmp_path / "run")]
+    words += ["--device", "cpu"]
+    assert cli.main([*words, "--batch", "2"]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["step"] for x in lines if json.loads(x)["kind"] == "dev"] == [0, 1]
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,24 @@ def test_padding_does_not_count() -> None:
     valid = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     loss = matte_loss(logits, alpha, valid, gradient=0, entropy=0, overlap=0)
     assert loss.item() == pytest.approx(1 - 1 / (1 + math.exp(-2)), rel=1e-5)
+
+
+def test_the_edge_of_the_picture_is_no_edge_of_the_matte() -> None:
+    """A wrong answer that is flat up to the padding has no gradient; packs count that step."""
+    logits, alpha = torch.full((1, 1, 4, 6), logit(0.75)), torch.zeros(1, 1, 4, 6)
+    valid = torch.zeros(1, 1, 4, 6)
+    valid[..., :3, :4] = 1
+    weights: dict[str, Any] = {"gradient": 10, "entropy": 0, "overlap": 0}
+    assert matte_loss(logits, alpha, valid, **weights).item() == pytest.approx(0.75)
+    rim = matte_loss(logits, alpha, valid, rim=True, **weights).item()
+    assert rim == pytest.approx(0.75 + 10 * 0.75 * (3 + 4) / 12)
+    inner = alpha.clone()
+    inner[..., :3, 2:4] = 1  # one step of 1 down three rows, whatever lies beyond
+    loss = matte_loss(logits, inner, valid, **weights).item()
+    assert loss == pytest.approx((6 * 0.75 + 6 * 0.25) / 12 + 10 * 3 / 12)
+    loose = alpha.expand(1, 4, 4, 6).clone().requires_grad_()
+    packs = prompt_loss(loose, torch.zeros(1, 4), alpha, valid, torch.zeros(1), **weights)[1]
+    assert packs.item() == pytest.approx(0.5 + 10 * 0.5 * 7 / 12)
 
 
 def test_only_lone_clicks_teach_the_alternatives_and_the_best_most() -> None:

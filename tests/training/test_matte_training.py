@@ -57,6 +57,24 @@ def data(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_pack_grows_and_its_short_shard_with_it(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SHARD", 4)
+    for folder, counts in (("grown", (1, 5)), ("at_once", (5,))):
+        for count in counts:
+            list(packing.write_pack(collection, tmp_path / folder, "train", count, side=SIDE))
+    assert len(Pack(tmp_path / "grown")) == 5
+    one, two = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")}
+        for name in ("grown", "at_once")
+    )
+    assert one == two
+    (tmp_path / "grown" / "pack.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"pack\.json is damaged"):
+        list(packing.write_pack(collection, tmp_path / "grown", "train", 5, side=SIDE))
+
+
 def test_loader_mirrors_everything_together(data: Path) -> None:
     pack = Pack(data / "train")
     assert len(pack) == 6
@@ -105,8 +123,13 @@ def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
     for _ in range(5):
         half.train_step()
     half.save()
+    half._log(kind="train", loss=1.0)
+    half.step = 9
+    half._log(kind="train", loss=1.0)  # of steps that were lost when it was killed
+    (tmp_path / "half" / ".last.pt.1").write_bytes(b"half")
     rest = MatteTrainer(config, data, tmp_path / "half", resume=True, network=NETWORK)
     assert rest.step == 5
+    assert not (tmp_path / "half" / ".last.pt.1").exists()
     rest.fit()
     assert rest.step == 12
     for key, value in whole.model.state_dict().items():
@@ -114,6 +137,7 @@ def test_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
     for key, value in whole.ema.model.state_dict().items():
         torch.testing.assert_close(rest.ema.model.state_dict()[key], value, rtol=0, atol=0)
     lines = (tmp_path / "half" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 12]
     scores = json.loads(lines[-1])["scores"]
     assert scores["box"]["n"] >= 2
     assert (tmp_path / "half" / "sheet_000012.png").is_file()
@@ -279,6 +303,29 @@ def test_a_bundle_can_be_less_sure(data: Path, tmp_path: Path) -> None:
         call = ["bundle", str(state), "--output", str(tmp_path / "no"), "--scale", scale]
         assert cli.main(call) == 1
     assert not (tmp_path / "no").exists()
+
+
+def test_a_run_is_neither_lost_nor_continued_with_other_settings(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MatteConfig(steps=2, scenes=2, rate=1e-4)
+    run = tmp_path / "run"
+    first = MatteTrainer(config, data, run, network=NETWORK)
+    first.save()
+    kept = (run / "last.pt").read_bytes()
+    words = ["matte", "--preset", "nano", "--data", str(data), "--output", str(run)]
+    assert cli.main(words) == 1
+    assert "holds a run; go on with --resume" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--overwrite"]) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([*words, "--resume"]) == 2
+    assert "runs as one process, not as one of 2" in capsys.readouterr().err
+    for change in ({"scenes": 3}, {"rate": 2e-4}, {"ema": 0.9}, {"seed": 1}, {"minutes": 5.0}):
+        with pytest.raises(ConfigError, match=f"other settings .{next(iter(change))}"):
+            MatteTrainer(dataclasses.replace(config, **change), data, run, True, NETWORK)
+    workers = dataclasses.replace(config, workers=1)
+    assert MatteTrainer(workers, data, run, True, NETWORK).step == 0
+    assert (run / "last.pt").read_bytes() == kept
 
 
 def test_errors_say_what_to_do(data: Path, tmp_path: Path) -> None:

@@ -453,6 +453,6 @@ def test_commands_write_layers_and_refuse_wrong_shares(
     assert cli.main([*pictures, "--render", "0.5"]) == 2
     assert "--render is for packs" in capsys.readouterr().err
     assert cli.main([*base, "--natural", "2"]) == 2
-    assert "--natural 2.0: expected a share" in capsys.readouterr().err
+    assert "--natural: '2' is not a number from 0 to 1" in capsys.readouterr().err
     assert cli.main([*base, "--layers", "-1"]) == 2
-    assert "--layers -1" in capsys.readouterr().err
+    assert "--layers: -1: expected a whole number" in capsys.readouterr().err

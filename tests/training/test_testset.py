@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -73,6 +74,30 @@ def test_review_builds_micromats_layout(
     assert seg is not None
     expected = np.mean((seg / 255.0 - after / 255.0) ** 2) * 1e3
     assert scores["fine"]["mse_label"] == pytest.approx(expected, abs=0.01)
+
+
+def test_pictures_of_somebody_else_stay(
+    proposed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(proposed / "candidates", out / "candidates")
+    shutil.copy(proposed / "candidates.json", out)
+    (out / "img").mkdir()
+    mine = out / "img" / "mine.png"
+    shutil.copy(next((out / "candidates" / "img").iterdir()), mine)
+    build = ["testset", "--accept-all", "--output", str(out)]
+    assert cli.main(build) == 1
+    assert "was not written by testset" in capsys.readouterr().err
+    words = ["testset", str(mine.parent), "--converter", str(proposed.parent / "converter")]
+    assert cli.main([*words, "--output", str(out)]) == 2
+    assert "mine.png lies where testset writes" in capsys.readouterr().err
+    assert [p.name for p in (out / "img").iterdir()] == ["mine.png"]
+    mine.rename(tmp_path / "mine.png")
+    assert cli.main(build) == 0
+    first = (out / "data_list.txt").read_text()
+    assert cli.main(build) == 0  # its own files are replaced
+    assert (out / "data_list.txt").read_text() == first
+    assert not list(out.glob(".*"))
 
 
 def test_brush_strokes() -> None:

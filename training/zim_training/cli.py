@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zim.commandline import Command, Report, UsageError, run_program
+from zim.errors import OutputError
 from zim_training.commands import ablate, convert, converter, data, detector, matte, testset
 
 
 def _configure_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of a run, finished or not, or a state")
+    parser.add_argument(
+        "run", metavar="RUN",
+        help="folder of a run (its best average where it keeps one, else the last), one of its "
+        "checkpoints, or a state",
+    )  # fmt: skip
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="FACTOR",
         help="factor of the mattes' logits, below 1 for a network that is too sure [1]",
@@ -26,11 +31,13 @@ def _bundle(args: argparse.Namespace) -> Report:
     if not args.output and not args.state:
         raise UsageError("bundle needs a folder for the files: --output DIR, or --state DIR")
     from zim_training.checkpoint import bundle
-    from zim_training.state import save_state
+    from zim_training.state import is_state, save_state
 
     outputs: dict[str, str] = {}
+    if args.state and is_state(args.state) and not args.overwrite:
+        raise OutputError(f"{args.state} holds a state; use --overwrite or another --state")
     if args.output:
-        model, config = bundle(Path(args.run), Path(args.output), args.scale)
+        model, config = bundle(Path(args.run), Path(args.output), args.scale, args.overwrite)
         outputs |= {"model": str(model), "config": str(config)}
     if args.state:
         outputs |= {path.stem: str(path) for path in save_state(Path(args.run), Path(args.state))}

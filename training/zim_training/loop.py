@@ -29,7 +29,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from zim import __version__
 from zim._extras import require
-from zim.errors import ConfigError, OutputError
+from zim._progress import track
+from zim.api import choose_device
+from zim.errors import CheckpointError, ConfigError, OutputError, ZimError, reason
 from zim.output import atomic_write, save_rgb
 from zim_training import checkpoint
 
@@ -79,6 +81,7 @@ class Reader:
         slot: which of the ``slots`` readers of all processes this is.
         count: samples in a batch.
         seed: of the run.
+        accumulate: batches of every process in a step.
     """
 
     numbers: Sequence[int]
@@ -87,6 +90,12 @@ class Reader:
     slots: int
     count: int
     seed: int
+    accumulate: int = 1
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """Return the source of what all samples of a step share; it is none of the samples' own."""
+    return np.random.default_rng((seed, step, 0, 1))
 
 
 class Task(Protocol):
@@ -99,12 +108,22 @@ class Task(Protocol):
         """Tell whether batches come from :meth:`stream` instead of :meth:`samples`."""
         ...
 
+    @property
+    def data_mark(self) -> str:
+        """Return a hash of what data there are, by their names."""
+        ...
+
     def stream(self, reader: Reader) -> Iterator[Any]:
         """Make the batches of a reader of a stream, in order."""
         ...
 
-    def samples(self, rngs: Sequence[np.random.Generator]) -> Any:
-        """Make a batch of a sample for every ``rng``, its only source of randomness."""
+    def samples(
+        self, rngs: Sequence[np.random.Generator], shared: np.random.Generator | None = None
+    ) -> Any:
+        """Make a batch of a sample for every ``rng``, its only source of randomness.
+
+        ``shared`` is for what all samples of the step have in common, on all processes.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
@@ -116,7 +135,11 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], np.ndarray | None]:
-        """Score a model on held-out data; return numbers and a sheet, H x W x 3 uint8."""
+        """Score a model on held-out data; return numbers and a sheet, H x W x 3 uint8.
+
+        Raises:
+            FloatingPointError: an answer is not finite; names it.
+        """
         ...
 
     def rank(self, scores: dict[str, float], first: dict[str, float]) -> float:
@@ -130,6 +153,20 @@ class Task(Protocol):
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint should hold besides."""
         ...
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An error of a worker, whose traceback a DataLoader would put into the message."""
+
+    text: str
+
+
+def _told(error: ZimError) -> _Failed:
+    """Hand an error to the main process; where this is it, raise it."""
+    if get_worker_info() is None:
+        raise error
+    return _Failed(" ".join(str(error).split()))
 
 
 @dataclass(frozen=True)
@@ -151,7 +188,11 @@ class _Batches(Dataset[Any]):
         step, part = divmod(number, self.accumulate)
         first = (part * self.world + self.rank) * self.count
         places = range(first, first + self.count)
-        return self.task.samples([np.random.default_rng((self.seed, step, k)) for k in places])
+        rngs = [np.random.default_rng((self.seed, step, k)) for k in places]
+        try:
+            return self.task.samples(rngs, step_rng(self.seed, step))
+        except ZimError as error:
+            return _told(error)
 
 
 @dataclass(frozen=True)
@@ -169,6 +210,7 @@ class _Stream(IterableDataset[Any]):
     world: int
     first: int
     end: int
+    accumulate: int
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -181,34 +223,49 @@ class _Stream(IterableDataset[Any]):
             slots=self.world * workers,
             count=self.count,
             seed=self.seed,
+            accumulate=self.accumulate,
         )
-        return self.task.stream(reader)
+        try:
+            yield from self.task.stream(reader)
+        except ZimError as error:
+            yield _told(error)
 
 
 class Loop:
     """A run: model, optimiser, schedule and folder."""
 
-    def __init__(self, task: Task, config: LoopConfig, run: Path, device: str = "auto") -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: LoopConfig,
+        run: Path,
+        device: str = "auto",
+        anew: bool = False,
+    ) -> None:
         """Prepare; continues from ``run/last.pt`` when it is there.
 
         Args:
             task: what is trained.
             config: a settings dataclass.
             run: the run folder.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            device: where to train, as for :func:`zim.load`.
+            anew: remove a run that is there.
 
         Raises:
-            ConfigError: the batch does not divide, or the run has other settings.
+            ConfigError: no such device, the batch does not divide, or the run has other settings or
+                other data.
             CheckpointError: ``last.pt`` is damaged.
         """
         accelerate = require("accelerate", "train")
-        cpu = device == "cpu" or not torch.cuda.is_available()
+        where = choose_device(device)
+        if where.type == "cuda" and where.index is not None:
+            torch.cuda.set_device(where)
         precision = config.precision
         if precision == "auto":
-            precision = "float32" if cpu else "bf16"
+            precision = "bf16" if where.type == "cuda" else "float32"
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = accelerate.Accelerator(
-            cpu=cpu,
+            cpu=where.type == "cpu",
             mixed_precision="bf16" if precision == "bf16" else "no",
             gradient_accumulation_steps=config.accumulate,
             kwargs_handlers=[ddp],
@@ -231,6 +288,8 @@ class Loop:
         self.best: dict[str, Any] = {}
         self._writer: Any = None
         if self.main:
+            if anew and (run / "last.pt").is_file():
+                checkpoint.start_over(run)
             self._open_folder()
         self.accelerator.wait_for_everyone()
         if (run / "last.pt").is_file():
@@ -248,36 +307,47 @@ class Loop:
             (self.run / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.run} cannot be written: {error.strerror}") from error
+        checkpoint.clear_stale(self.run)
+        last = self.run / "last.pt"
+        kept = checkpoint.read(last) if last.is_file() else {"step": -1}
         path = self.run / "config.json"
-        if path.is_file() and (self.run / "last.pt").is_file():
-            old = json.loads(path.read_text())
-            free = {"save_every", "eval_every", "keep", "log_every"}
-            if not self.task.streams:
-                free.add("workers")
-            # settings that are newer than the run had their default then
-            old = asdict(type(self.config)()) | old  # pyright: ignore[reportArgumentType]
-            changed = sorted(k for k in settings if k not in free and old.get(k) != settings[k])
-            if changed:
-                raise ConfigError(
-                    f"{self.run} was started with other settings ({', '.join(changed)}); "
-                    f"continue with --config {path}, or choose another --output"
-                )
+        if last.is_file():
+            self._compare(path, settings, kept)
         atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
         env = {"zim": __version__, "torch": torch.__version__, "python": platform.python_version()}
         env |= {"device": str(self.accelerator.device), "processes": self.accelerator.num_processes}
         atomic_write(self.run / "env.json", (json.dumps(env, indent=1) + "\n").encode())
         log = self.run / "metrics.jsonl"
         if log.is_file():  # lines past the checkpoint will be written again
-            last = self.run / "last.pt"
-            step = checkpoint.read(last)["step"] if last.is_file() else 0
-            lines = []
-            for line in log.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        lines.append(line + "\n")
-                except (ValueError, KeyError):  # the line that was being written
-                    continue
-            atomic_write(log, "".join(lines).encode())
+            checkpoint.cut_log(log, kept["step"])
+
+    def _compare(self, path: Path, settings: dict[str, Any], kept: dict[str, Any]) -> None:
+        """Refuse to go on with other settings than those in ``path``, or with other data."""
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(old, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} holds no settings of a run ({reason(error)}); start anew with --overwrite "
+                "or another --output"
+            ) from error
+        free = {"save_every", "eval_every", "keep", "log_every"}
+        if not self.task.streams:
+            free.add("workers")
+        # settings that are newer than the run had their default then
+        old = asdict(type(self.config)()) | old  # pyright: ignore[reportArgumentType]
+        changed = sorted(k for k in settings if k not in free and old.get(k) != settings[k])
+        if changed:
+            raise ConfigError(
+                f"{self.run} was started with other settings ({', '.join(changed)}); "
+                f"continue with --config {path}, or choose another --output"
+            )
+        if kept.get("data", self.task.data_mark) != self.task.data_mark:
+            raise ConfigError(
+                f"{self.run} was started with other data; continue with those (--data), or choose "
+                "another --output"
+            )
 
     def fit(self) -> None:
         """Train to the last step, logging, evaluating and saving on the way."""
@@ -286,32 +356,51 @@ class Loop:
         numbers: list[dict[str, float]] = []
         batches = self._batches()
         start = last = time.perf_counter()
-        while self.step < config.steps:
+        for _ in track(range(config.steps - self.step), "training"):
             loss, more = self._one_step(batches)
             pending.append(loss)
             numbers.append(more)
             self.step += 1
             saves = self.step % config.save_every == 0 or self.step == config.steps
+            evaluates = self.step % config.eval_every == 0 or self.step == config.steps
             # a line at every checkpoint: a run that continues there writes the same lines
             if self.step % config.log_every == 0 or saves:
                 now = time.perf_counter()
                 pace = len(pending) * config.batch / max(now - last, 1e-9)
-                self._log("train", loss=float(torch.stack(pending).mean()), **_means(numbers))
+                means = {"loss": float(torch.stack(pending).mean()), **_means(numbers)}
+                self._log("train", **self._over_processes(means))
                 self._scalar("images_per_s", pace)
                 pending, numbers, last = [], [], now
+            if evaluates:  # before the checkpoint: a run that continues there has these scores
+                self.evaluate()
+                last = time.perf_counter()
             if saves:
                 self.seconds += time.perf_counter() - start
                 start = time.perf_counter()
                 self.save()
-            if self.step % config.eval_every == 0 or self.step == config.steps:
-                self.evaluate()
-                last = time.perf_counter()
         if self.main:
             if self.best:
                 self.ema.model.load_state_dict(self.best["ema"])
                 self.last_scores = self.best["scores"] | {"best_step": self.best["step"]}
             self.task.export(self.ema.model, self.run / "export")
+        self.last_scores = self._shared(self.last_scores)
         self.accelerator.wait_for_everyone()
+
+    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """Average numbers over the processes, which have equal shares of a batch."""
+        if self.accelerator.num_processes == 1:
+            return values
+        mine = torch.tensor(list(values.values()), device=self.accelerator.device)
+        means: Any = self.accelerator.reduce(mine, reduction="mean")
+        return dict(zip(values, means.tolist(), strict=True))
+
+    def _shared(self, value: Any) -> Any:
+        """Return the main process's value on every process."""
+        if self.accelerator.num_processes == 1:
+            return value
+        values = [value]
+        require("accelerate.utils", "train").broadcast_object_list(values)
+        return values[0]
 
     def _batches(self) -> Iterator[Any]:
         config = self.config
@@ -320,7 +409,8 @@ class Loop:
         options: dict[str, Any] = {"batch_size": None}
         data: Dataset[Any]
         if self.task.streams:
-            data = _Stream(self.task, config.seed, self.micro, rank, world, first, end)
+            each = config.accumulate
+            data = _Stream(self.task, config.seed, self.micro, rank, world, first, end, each)
         else:
             data = _Batches(self.task, config.seed, self.micro, rank, world, config.accumulate)
             options["sampler"] = range(first, end)
@@ -337,37 +427,62 @@ class Loop:
         total, numbers = torch.zeros((), device=self.accelerator.device), []
         for _ in range(config.accumulate):
             batch = _to(next(batches), self.accelerator.device)
+            if isinstance(batch, _Failed):
+                raise ConfigError(batch.text)
             with self.accelerator.accumulate(self.model):
                 loss, more = self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and config.clip:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+                total = total + loss.detach() / config.accumulate
+                if self.accelerator.sync_gradients:
+                    # infinity measures without clipping
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), config.clip or math.inf
+                    )
+                    if not torch.isfinite(total + norm):
+                        raise self._diverged("loss or gradient", self.step + 1)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            total = total + loss.detach() / config.accumulate
             numbers.append(more)
-        if not torch.isfinite(total):
-            raise ConfigError(
-                f"the loss is {total.item()} at step {self.step}; lower the rate, the run goes on "
-                f"from {self.run / 'last.pt'}"
-            )
         self.ema.update(self.accelerator.unwrap_model(self.model))
         return total, _means(numbers)
 
+    def _diverged(self, what: str, step: int) -> ConfigError:
+        """Say what is not finite, and what can be done."""
+        older = sorted((self.run / "checkpoints").glob("step_*.pt"))
+        advice = ""
+        if older and "network" in self.task.extra_state():
+            advice = (
+                f", or from weights of before: zim-train bundle {older[0]} --output W, --init W/..."
+            )
+        return ConfigError(
+            f"training diverged: {what} is not finite at step {step}; start anew with a lower "
+            f"--rate (--overwrite, or another --output){advice}"
+        )
+
     def evaluate(self) -> dict[str, float]:
-        """Score the averaged model on the main process; write numbers and a sheet."""
+        """Score the averaged model on the main process; write numbers and a sheet.
+
+        Returns:
+            The scores, on every process.
+
+        Raises:
+            ConfigError: an answer is not finite.
+        """
         scores: dict[str, float] = {}
         if self.main:
-            scores, sheet = self.task.evaluate(self.ema.model)
-            self.last_scores = scores
+            try:
+                scores, sheet = self.task.evaluate(self.ema.model)
+            except FloatingPointError as error:
+                raise self._diverged(str(error), self.step) from error
             if scores:
                 self._log("dev", **scores)
             if scores and self.config.keep_best:
                 self._remember(scores)
             if sheet is not None:
                 save_rgb(self.run / "samples" / f"step_{self.step:07d}.png", sheet)
+        self.last_scores = self._shared(scores)
         self.accelerator.wait_for_everyone()
-        return scores
+        return self.last_scores
 
     def _remember(self, scores: dict[str, float]) -> None:
         """Keep the averaged weights if none were better."""
@@ -380,11 +495,19 @@ class Loop:
             checkpoint.write_atomically(self.run / "best.pt", self.best)
 
     def save(self) -> None:
-        """Write ``last.pt`` with everything needed to go on, and keep older ones."""
+        """Write ``last.pt`` with everything needed to go on, and keep older ones.
+
+        Raises:
+            ConfigError: a weight is not finite; older checkpoints stay.
+        """
         if not self.main:
             self.accelerator.wait_for_everyone()
             return
         model = self.accelerator.unwrap_model(self.model)
+        weights = [*model.state_dict().values(), *self.ema.model.state_dict().values()]
+        finite = [w.isfinite().all() for w in weights if w.is_floating_point()]
+        if not torch.stack(finite).all():
+            raise self._diverged("a weight", self.step)
         state = {
             "model": model.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -395,6 +518,8 @@ class Loop:
             "processes": self.accelerator.num_processes,
             "seconds": self.seconds,
             "config": asdict(self.config),  # pyright: ignore[reportArgumentType]
+            "data": self.task.data_mark,
+            "scores": self.last_scores,
         } | self.task.extra_state()
         checkpoint.write_atomically(self.run / "last.pt", state)
         kept = self.run / "checkpoints" / f"step_{self.step:07d}.pt"
@@ -404,7 +529,7 @@ class Loop:
                 os.link(self.run / "last.pt", kept)
             except OSError:  # a file system without links
                 shutil.copyfile(self.run / "last.pt", kept)
-            for old in sorted(kept.parent.glob("step_*.pt"))[: -self.config.keep]:
+            for old in sorted(kept.parent.glob("step_*.pt"))[: -self.config.keep - 1]:
                 old.unlink()
         self.accelerator.wait_for_everyone()
 
@@ -424,6 +549,7 @@ class Loop:
         if self.config.keep_best and (self.run / "best.pt").is_file():
             self.best = checkpoint.read(self.run / "best.pt")
         self.step, self.seconds = state["step"], state["seconds"]
+        self.last_scores = state.get("scores", {})
 
     def _log(self, kind: str, **values: float) -> None:
         if not self.main:
@@ -464,7 +590,13 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 def parameter_groups(
     model: nn.Module, decay: float, scales: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only; ``scales`` maps name prefixes to rate factors."""
+    """Group for AdamW: decay for matrices, kernels and tables of positions, none for vectors.
+
+    ``scales`` maps name prefixes to factors of the rate.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

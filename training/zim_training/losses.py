@@ -20,6 +20,7 @@ def matte_loss(
     overlap: float = 0.3,
     absolute: float = 1.0,
     square: float = 0.0,
+    rim: bool = False,
 ) -> Tensor:
     """Compare predicted and true mattes.
 
@@ -36,6 +37,8 @@ def matte_loss(
             answers.
         square: weight of the squared difference, least at the mean of what may be meant, so that
             doubt shows as grey.
+        rim: count the step of the difference from the picture to the padding, too, in the gradient
+            loss; the bundled weights were trained so.
 
     Returns:
         ``b k`` losses.
@@ -50,6 +53,9 @@ def matte_loss(
     if gradient:
         dx = difference[..., :, 1:] - difference[..., :, :-1]
         dy = difference[..., 1:, :] - difference[..., :-1, :]
+        if not rim:
+            dx = dx * (valid[..., :, 1:] * valid[..., :, :-1])
+            dy = dy * (valid[..., 1:, :] * valid[..., :-1, :])
         total = total + gradient * (dx.abs().sum((2, 3)) + dy.abs().sum((2, 3))) / pixels
     if entropy:
         target = alpha.expand_as(logits)
@@ -70,7 +76,7 @@ def soft_iou(predicted: Tensor, alpha: Tensor) -> Tensor:
 def prompt_loss(
     logits: Tensor, quality: Tensor, alpha: Tensor, valid: Tensor, single: Tensor, **weights: float
 ) -> tuple[Tensor, Tensor]:
-    """Supervise the four mask tokens and their predicted quality, as SAM does.
+    """Supervise the four mask tokens and their predicted quality, as SAM does; for packs.
 
     Token 0 answers every prompt. For a lone click, whose meaning is open, the best of tokens 1 to 3
     learns as well, so that they come to stand for different meanings.
@@ -86,7 +92,7 @@ def prompt_loss(
     Returns:
         Mean loss, and the ``b`` losses of token 0 (detached) for the record.
     """
-    losses = matte_loss(logits, alpha, valid, **weights)
+    losses = matte_loss(logits, alpha, valid, rim=True, **weights)
     best = losses[:, 1:].min(1).values
     # the other alternatives follow a little, so that none is left untrained
     spread = losses[:, 1:].mean(1)

@@ -33,6 +33,9 @@ from zim_training.prompts import KINDS
 from zim_training.render.batches import RecroppedScenes, RenderedScenes
 from zim_training.state import is_state, load_state
 
+#: settings that a run keeps when it is continued; the others follow the machine
+KEPT = ("preset", "minutes", "steps", "scenes", "rate", "ema", "seed", "render", "recrop")
+
 
 @dataclass(frozen=True)
 class MatteConfig:
@@ -90,7 +93,7 @@ class MatteTrainer:
             device: where to train, as for :func:`zim.load`.
 
         Raises:
-            ConfigError: no pack, or the network takes no cues.
+            ConfigError: no pack, the network takes no cues, or the run has other settings.
             CheckpointError: nothing to resume.
         """
         self.config, self.run = config, run
@@ -150,7 +153,10 @@ class MatteTrainer:
         if state is not None:
             self.step = self.warm_from = state["step"]
         if resume:
-            self._load(checkpoint.read(run / "last.pt"))
+            self._load(checkpoint.read(run / "last.pt", "leave out --resume to begin"))
+            checkpoint.clear_stale(run)
+            if (log := run / "metrics.jsonl").is_file():  # what follows will be written again
+                checkpoint.cut_log(log, self.step)
         self.pack: Pack | ResidentPack
         self.recropped = self.rendered = None
         if config.resident:
@@ -289,6 +295,16 @@ class MatteTrainer:
             raise ConfigError(
                 f"{self.run} was trained as another network than today's {self.model.config.name}; "
                 "start a new run from its weights: --init RUN/export"
+            )
+        now = asdict(self.config)
+        then = {name: state.get("config", {}).get(name, now[name]) for name in KEPT}
+        changed = [
+            f"{name} {then[name]}, now {now[name]}" for name in KEPT if then[name] != now[name]
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.run} was started with other settings ({'; '.join(changed)}); give those to "
+                "go on, or start anew from its weights: --init RUN/export and another --output"
             )
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])

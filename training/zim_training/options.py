@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +20,53 @@ from zim.errors import ConfigError, reason
 Config = TypeVar("Config")
 
 
-def setting(default: Any, about: str, paper: str = "") -> Any:
-    """Declare a field with its help text and, where the paper states it, the section.
+def setting(
+    default: Any,
+    about: str,
+    paper: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    multiple: int | None = None,
+) -> Any:
+    """Declare a field with its help text, its bounds and, where the paper states it, the section.
 
     Args:
         default: of the field.
         about: what it does, for ``--help``.
         paper: where the paper gives the number, for example ``"Sec. 5.1"``; empty where it is ours.
+        low: least value.
+        high: largest value.
+        above: the value must be larger than this.
+        multiple: the value must be a multiple of this.
     """
-    return dataclasses.field(default=default, metadata={"about": about, "paper": paper})
+    metadata = {"about": about, "paper": paper, "low": low, "high": high, "above": above}
+    return dataclasses.field(default=default, metadata=metadata | {"multiple": multiple})
+
+
+def check_bounds(cls: Any, values: Mapping[str, Any]) -> None:
+    """Hold values against the bounds of a settings class; fields that it has not are passed over.
+
+    Raises:
+        UsageError: a number is out of its bounds or not finite.
+    """
+    for field in dataclasses.fields(cls):
+        value = values.get(field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high, above, multiple = (
+            field.metadata.get(name) for name in ("low", "high", "above", "multiple")
+        )
+        fits = math.isfinite(value) and (low is None or value >= low)
+        fits = fits and (high is None or value <= high) and (above is None or value > above)
+        if not fits or (multiple and value % multiple):
+            words = [f"a multiple of {multiple}"] if multiple else []
+            words += [f"more than {above:g}"] if above is not None else []
+            words += [f"{low:g} or more"] if low is not None else []
+            words += [f"at most {high:g}"] if high is not None else []
+            flag = "--" + field.name.replace("_", "-")
+            raise UsageError(f"{flag} {value}: expected {', '.join(words) or 'a finite number'}")
 
 
 def add_flags(
@@ -47,6 +86,7 @@ def add_flags(
         note: when another preset is used, for the help.
         skip: fields without a flag.
     """
+    parser.set_defaults(seed=None)  # --seed is a setting, too: given or not; see chosen
     group = parser.add_argument_group(
         "settings (a flag overrides the preset)",
         f"Values in brackets are those of the preset {use}{note}; --print-config shows those in "
@@ -84,18 +124,26 @@ def add_config_flags(parser: argparse.ArgumentParser, presets: Mapping[str, Any]
 def chosen(args: argparse.Namespace, cls: type[Config], base: Config) -> Config:
     """Return the settings of a command line: preset, then ``--config``, then single flags.
 
+    ``args.seed`` becomes the seed that is in force.
+
     Raises:
-        UsageError: the file cannot be read or holds an unknown key or a wrong type.
+        UsageError: the file cannot be read or holds an unknown key or a wrong type, or a value is
+            out of its bounds.
     """
     fields = {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     config = base
     if getattr(args, "config", None):
         config = replace(base, read_config(Path(args.config)), str(args.config))
     given = {k: v for k, v in vars(args).items() if k in fields and k not in ("preset", "config")}
+    if args.seed is None:
+        given.pop("seed", None)
     try:
-        return dataclasses.replace(config, **given)  # pyright: ignore[reportArgumentType]
+        config = dataclasses.replace(config, **given)  # pyright: ignore[reportArgumentType]
     except ConfigError as error:
         raise UsageError(str(error)) from error
+    check_bounds(cls, vars(config))
+    args.seed = config.seed  # pyright: ignore[reportAttributeAccessIssue]
+    return config
 
 
 def read_config(path: Path) -> dict[str, Any]:

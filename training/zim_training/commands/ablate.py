@@ -8,9 +8,18 @@ import json
 import sys
 from pathlib import Path
 
+from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim_training.ablations import TABLES, layout
-from zim_training.commands.common import COLLECTION, add_data_root, existing, run_folder
+from zim_training.commands.common import (
+    COLLECTION,
+    add_data_root,
+    existing,
+    no_dtype,
+    number,
+    run_folder,
+    view_side,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny networks, minutes on a CPU")
     parser.add_argument("--data", metavar="DIR", help="shards or pictures (tables 4 and 8)")
     add_data_root(parser)
-    parser.add_argument("--max-steps", type=int, default=0, metavar="N", help="steps of each row")
-    parser.add_argument("--size", type=int, default=0, metavar="N", help="table 3: view side")
-    parser.add_argument("--views", type=int, default=48, metavar="N", help="table 3: scored views")
+    parser.add_argument(
+        "--max-steps", type=number(int, 1), default=0, metavar="N", help="steps of each row"
+    )
+    parser.add_argument("--size", type=view_side, default=0, metavar="N", help="table 3: view side")
+    parser.add_argument(
+        "--views", type=number(int, 1), default=48, metavar="N", help="table 3: scored views"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -30,19 +43,24 @@ def run(args: argparse.Namespace) -> Report:
     kind, rows = TABLES[args.table]
     if kind == "matte" and not args.data:
         raise UsageError(f"--table {args.table} needs --data DIR (shards, or image/ and alpha/)")
+    no_dtype(args, "training takes --precision")
     apply_runtime(args)
     from zim.output import atomic_write
     from zim_training.loop import Loop
 
-    report, scores = Report(), {}
+    report, scores, main = Report(), {}, True
     for name, changes in rows.items():
         sys.stderr.write(f"table {args.table}: {name}\n")
         task, config = (_converter if kind == "converter" else _matte)(args, changes)
-        with timed(report.seconds, name):
-            loop = Loop(task, config, out / name.replace(" ", "_"), args.device)
+        with progress_on_stderr(), timed(report.seconds, name):
+            run = out / name.replace(" ", "_")
+            loop = Loop(task, config, run, args.device, args.overwrite)
             loop.fit()
             scores[name] = loop.last_scores or loop.evaluate()
+            main = loop.main
             loop.close()
+    if not main:  # of several processes one reports
+        return Report(stdout_taken=True)
     lines = layout(scores)
     report.metrics, report.lines = scores, lines
     atomic_write(out / "table.md", ("\n".join(lines) + "\n").encode())
@@ -53,9 +71,8 @@ def run(args: argparse.Namespace) -> Report:
 
 def _converter(args: argparse.Namespace, changes: dict):
     from zim_training.converter.config import PRESETS
-    from zim_training.converter.samples import Pool
+    from zim_training.converter.samples import Pool, training_samples
     from zim_training.converter.task import ConverterTask
-    from zim_training.data.readers import find_sets
 
     changes = changes | ({"steps": args.max_steps} if args.max_steps else {})
     changes |= {"size": args.size} if args.size else {}
@@ -63,9 +80,7 @@ def _converter(args: argparse.Namespace, changes: dict):
     config = dataclasses.replace(base, **changes, seed=args.seed)
     config = dataclasses.replace(config, eval_every=max(config.steps, 1))
     root = existing(args.data_root, COLLECTION)
-    found = find_sets(Path(args.data)) if args.data else []
-    samples = [s for f in found for s in f.samples if s.split == "train"]
-    mattes, labels = ([s for s in samples if s.kind == k] for k in ("matte", "label"))
+    mattes, labels = training_samples([Path(args.data)] if args.data else [])
     held_out = Pool(collection=root, split="dev")
     return ConverterTask(config, Pool(mattes, labels, root), held_out, args.views), config
 

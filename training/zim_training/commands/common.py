@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,55 @@ def run_folder(args: argparse.Namespace, command: str) -> Path:
     if not args.output:
         raise UsageError(f"{command} needs a folder: --output DIR")
     return Path(args.output).expanduser()
+
+
+def number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], Any]:
+    """Return a flag's type: a finite number from ``low`` (or ``above`` it) to ``high``."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            least = f"more than {low:g}" if above else f"{low:g} or more"
+            most = f", at most {high:g}" if high < math.inf else ""
+            whole = "a whole number, " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"{text.strip()}: expected {whole}{least}{most}")
+        return value
+
+    return parse
+
+
+def view_side(text: str) -> int:
+    """Parse the side of the converter's view in pixels, a multiple of 32."""
+    if not text.strip().isdecimal() or int(text) < 32 or int(text) % 32:
+        raise argparse.ArgumentTypeError(f"{text.strip()}: expected a multiple of 32, such as 1024")
+    return int(text)
+
+
+def alone(command: str) -> None:
+    """Refuse to run as one of several processes of torchrun or Accelerate.
+
+    Raises:
+        UsageError: ``WORLD_SIZE`` says that there are others, which would write the same files.
+    """
+    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"{command} runs as one process, not as one of {world}; leave out torchrun"
+        )
+
+
+def no_dtype(args: argparse.Namespace, instead: str) -> None:
+    """Refuse ``--dtype`` where it does nothing; ``instead`` says what to do.
+
+    Raises:
+        UsageError: it was given.
+    """
+    if args.dtype != "auto":
+        raise UsageError(f"--dtype {args.dtype} does not apply here; {instead}")
 
 
 def printed(config: Any) -> Report:

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zim.commandline import Report, UsageError, apply_runtime, timed
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.errors import ZimError
-from zim_training.commands.common import printed, run_folder
+from zim_training.commands.common import no_dtype, number, printed, run_folder
 from zim_training.convert.config import ConvertConfig
 from zim_training.options import add_config_flags, add_flags, chosen
 
@@ -29,16 +29,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=("local", "torchrun", "ray"), default="local",
         help="one process, this rank's share of the tars, or a pool of Ray actors [local]",
     )  # fmt: skip
-    parser.add_argument("--actors", type=int, default=2, metavar="N", help="Ray actors [2]")
+    parser.add_argument(
+        "--actors", type=positive_int, default=2, metavar="N", help="Ray actors [2]"
+    )
     parser.add_argument(
         "--plan",
         action="store_true",
         help="estimate the work for the tars given, else for all of SA-1B, and stop",
     )
-    parser.add_argument("--rate", type=float, default=0.0, metavar="X", help="plan: mattes/s a GPU")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="plan: GPUs [8]")
     parser.add_argument(
-        "--matte-bytes", type=float, default=0.0, metavar="X", help="plan: bytes of a matte"
+        "--rate", type=number(float, 0), default=0.0, metavar="X", help="plan: mattes/s a GPU"
+    )
+    parser.add_argument("--gpus", type=positive_int, default=8, metavar="N", help="plan: GPUs [8]")
+    parser.add_argument(
+        "--matte-bytes",
+        type=number(float, 0),
+        default=0.0,
+        metavar="X",
+        help="plan: bytes of a matte",
     )
     parser.add_argument("--verify", action="store_true", help="hash finished shards and stop")
     add_config_flags(parser, PRESETS, "full")
@@ -50,8 +58,6 @@ def run(args: argparse.Namespace) -> Report:
     config = chosen(args, ConvertConfig, PRESETS[args.preset])
     if args.print_config:
         return printed(config)
-    if config.size < 32 or config.size % 32:
-        raise UsageError(f"--size {config.size} is no multiple of 32; use for example 1024")
     if args.plan:
         return _plan(args, config)
     out = run_folder(args, "convert")
@@ -60,20 +66,29 @@ def run(args: argparse.Namespace) -> Report:
     sources = _sources(args.tars)
     if not args.converter:
         raise UsageError("convert needs a converter: --converter RUN (see zim-train converter)")
+    no_dtype(args, "a conversion computes in float32")
+    launched = os.environ.get("WORLD_SIZE", "1") != "1"
+    if launched and args.engine != "torchrun":
+        raise UsageError("one of several processes of torchrun; add --engine torchrun to share")
+    if args.engine == "torchrun" and "RANK" not in os.environ:
+        raise UsageError(
+            "--engine torchrun is for processes that torchrun starts: torchrun --nproc-per-node N "
+            "-m zim_training.cli convert ..."
+        )
     apply_runtime(args)
     from zim_training.convert import engines
 
-    report = Report(model=str(args.converter), items=[])
+    report, again = Report(model=str(args.converter), items=[]), args.overwrite
     with timed(report.seconds, "convert"):
         if args.engine == "ray":
             place = str(Path(args.converter).resolve()), str(out.resolve())
             absolute = [str(Path(s).resolve()) for s in sources]
-            done = engines.run_ray(*place, config, absolute, args.actors, args.device)
+            done = engines.run_ray(*place, config, absolute, args.actors, args.device, again)
             for row in done:
                 _say(row)
         else:
             mine = engines.share_of_rank(sources) if args.engine == "torchrun" else sources
-            worker = engines.Worker(args.converter, str(out), config, args.device)
+            worker = engines.Worker(args.converter, str(out), config, args.device, again)
             done = engines.run_local(worker, mine, _say)
     _summarise(report, done, out)
     return report
@@ -91,9 +106,17 @@ def _sources(paths: list[str]) -> list[str]:
     return found
 
 
+def _useless(row: dict[str, Any]) -> str | None:
+    """Say so where nothing of a tar could be used."""
+    if row["images"] or not row["quarantined"]:
+        return None
+    stem, why = row["quarantine"][0]
+    return f"no picture could be used ({row['quarantined']} set aside); {stem}: {why}"
+
+
 def _say(row: dict[str, Any]) -> None:
-    if "error" in row:
-        sys.stderr.write(f"{row['source']}: {row['error']}\n")
+    if wrong := row.get("error") or _useless(row):
+        sys.stderr.write(f"{row['source']}: {wrong}\n")
     elif row["skipped"]:
         sys.stderr.write(f"{row['source']}: already done\n")
     else:
@@ -122,11 +145,11 @@ def _summarise(report: Report, done: list[dict[str, Any]], out: Path) -> None:
             "outputs": {} if "error" in row else {"shard": str(out / row["source"])},
             "metrics": {k: row[k] for k in keys} if "error" not in row else {},
             "quarantine": row.get("quarantine", []),
-            "error": row.get("error"),
+            "error": row.get("error") or _useless(row),
         }
         for row in sorted(done, key=lambda r: r["source"])
     ]
-    report.failed = len(good) < len(done)
+    report.failed = any(item["error"] for item in report.items)
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     counts = ", ".join(f"{report.metrics[k]} {k}" for k in ("shards", "skipped", *keys))
     report.lines.append(f"{rank}{out}: {counts}")
@@ -153,5 +176,5 @@ def _verify(out: Path) -> Report:
     from zim_training.convert.shard import verify
 
     bad = verify(out)
-    lines = [f"{name}: differs from its marker; delete {name} and convert again" for name in bad]
+    lines = [f"{name}: differs from its marker; convert it again with --overwrite" for name in bad]
     return Report(lines=lines or ["all finished shards are as written"], failed=bool(bad))

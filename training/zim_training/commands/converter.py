@@ -5,8 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zim.commandline import Report, UsageError, apply_runtime, timed
-from zim_training.commands.common import COLLECTION, add_data_root, existing, printed, run_folder
+from zim._progress import progress_on_stderr
+from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
+from zim_training.commands.common import (
+    COLLECTION,
+    add_data_root,
+    existing,
+    no_dtype,
+    printed,
+    run_folder,
+    view_side,
+)
 from zim_training.converter.config import PRESETS, TRUNKS, ConverterConfig
 from zim_training.options import add_config_flags, add_flags, chosen
 
@@ -32,30 +41,33 @@ def run(args: argparse.Namespace) -> Report:
     if args.print_config:
         return printed(config)
     run_dir = run_folder(args, "converter")
+    no_dtype(args, "training takes --precision")
     if config.trunk not in TRUNKS:
         raise UsageError(f"--trunk {config.trunk!r}: expected one of {', '.join(TRUNKS)}")
     apply_runtime(args)
-    from zim_training.converter.samples import Pool
+    from zim_training.converter.samples import Pool, training_samples
     from zim_training.converter.task import ConverterTask
-    from zim_training.data.readers import find_sets
     from zim_training.loop import Loop
 
-    samples = [s for path in args.data for found in find_sets(Path(path)) for s in found.samples]
-    used = [s for s in samples if s.split == "train" or config.test_splits]
     root = existing(args.data_root, COLLECTION)
-    mattes, labels = ([s for s in used if s.kind == kind] for kind in ("matte", "label"))
+    mattes, labels = training_samples([Path(path) for path in args.data], config.test_splits)
     pool = Pool(mattes, labels, root)
     task = ConverterTask(config, pool, Pool(collection=root, split="dev"))
     if args.init != "none":
         source = TRUNKS[config.trunk].hub if args.init == "hub" else args.init
+        if not source:
+            raise UsageError(f"--init hub: no weights are published for the trunk {config.trunk}")
         task.model.load_trunk(source)  # pyright: ignore[reportCallIssue]
     report = Report(model=f"converter {config.trunk}")
-    loop = Loop(task, config, run_dir, args.device)
-    with timed(report.seconds, "train"):
+    loop = Loop(task, config, run_dir, args.device, args.overwrite)
+    with progress_on_stderr(), timed(report.seconds, "train"):
+        if loop.step == 0 and config.keep_best:  # the start may turn out to be the best
+            loop.evaluate()
         loop.fit()
     report.metrics = loop.last_scores | {"steps": loop.step, "mattes": len(mattes)}
     report.outputs = {"model": str(run_dir / "export"), "run": str(run_dir)}
     report.lines.append(str(run_dir / "export"))
+    report.stdout_taken = not loop.main  # one process reports
     loop.close()
     return report
 
@@ -68,12 +80,17 @@ def configure_eval(parser: argparse.ArgumentParser) -> None:
         help="a test set in MicroMat's layout (seg to matte), or any matting set; none: procedural",
     )  # fmt: skip
     add_data_root(parser)
-    parser.add_argument("--size", type=int, default=1024, metavar="N", help="view side [1024]")
-    parser.add_argument("--views", type=int, default=48, metavar="N", help="procedural views [48]")
+    parser.add_argument(
+        "--size", type=view_side, default=1024, metavar="N", help="view side [1024]"
+    )
+    parser.add_argument(
+        "--views", type=positive_int, default=48, metavar="N", help="procedural views [48]"
+    )
 
 
 def run_eval(args: argparse.Namespace) -> Report:
     """Score seg to matte (Table 3): the converter's answer beside the label itself."""
+    no_dtype(args, "a converter computes in float32")
     apply_runtime(args)
     from zim.commandline import write_report
     from zim_training.converter.evaluate import evaluate_set, table

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from zim.commandline import Report, UsageError, timed
-from zim_training.commands.common import COLLECTION, add_data_root
+from zim.commandline import Report, UsageError, fraction, positive_int, timed
+from zim_training.commands.common import COLLECTION, add_data_root, number
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,24 +31,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_data_root(parser, "; for all actions but check", COLLECTION)
     parser.add_argument(
-        "--scenes", type=int, default=9600, metavar="N", help="synth: training scenes [9600]"
+        "--scenes",
+        type=number(int, 0),
+        default=9600,
+        metavar="N",
+        help="synth: training scenes [9600]",
     )
     parser.add_argument(
-        "--dev-scenes", type=int, default=288, metavar="N", help="synth: dev scenes [288]"
+        "--dev-scenes",
+        type=number(int, 0),
+        default=288,
+        metavar="N",
+        help="synth: dev scenes [288]",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="synth: processes that draw scenes [1]"
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="synth: processes that draw scenes [1]",
     )
     parser.add_argument(
         "--outlined",
-        type=float,
+        type=fraction,
         default=0.3,
         metavar="SHARE",
         help="synth: of the photographs, those from outlines.json (one large object) [0.3]",
     )
     parser.add_argument(
         "--natural",
-        type=float,
+        type=fraction,
         default=0.45,
         metavar="SHARE",
         help="synth: of the training scenes, photographs with labelled regions; 1 where composites "
@@ -56,13 +68,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layers",
-        type=int,
+        type=number(int, 0),
         default=0,
         metavar="N",
         help="synth: first write N objects and N backgrounds, for zim-train matte --render [0]",
     )
     parser.add_argument(
-        "--most", type=int, default=0, metavar="N", help="check: open only about N samples a set"
+        "--most",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="check: open only about N samples a set",
     )
 
 
@@ -146,11 +162,6 @@ def _synth(args: argparse.Namespace) -> Report:
 
     root, report = Path(args.data_root), Report()
     out = _target(args)
-    for flag in ("outlined", "natural"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise UsageError(f"--{flag} {getattr(args, flag)}: expected a share from 0 to 1")
-    if args.layers < 0:
-        raise UsageError(f"--layers {args.layers}: expected a number of objects, 0 or more")
     shared = {"seed": args.seed, "workers": args.workers}
     packs = {"outlined": args.outlined} | shared
     train = {"natural": args.natural} | packs

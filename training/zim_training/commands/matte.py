@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, apply_runtime, timed
-from zim_training.commands.common import printed, run_folder
+from zim.errors import OutputError
+from zim_training.commands.common import alone, no_dtype, number, printed, run_folder
 from zim_training.matting.config import PRESETS, TrainConfig
-from zim_training.options import add_flags, chosen
+from zim_training.options import add_flags, check_bounds, chosen
 
 if TYPE_CHECKING:
     from zim_training.matte import MatteConfig
 
 #: the settings' flags that training on packs takes, beside its own
 PACK_FLAGS = ("init", "steps", "rate", "ema", "precision", "workers")
+#: flags for packs alone, and what they hold where they were not given
+PACKS_ONLY = {
+    "minutes": 60.0, "scenes": 6, "stop_after": math.inf, "resume": False, "resident": None,
+    "compile": False, "graphs": False, "render": 0.0, "recrop": 0.0,
+}  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +41,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="SA1B-Matte shards; a folder with image/ and alpha/, a matting set or a manifest; "
         "or packs of zim-train data synth",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=60.0, help="packs: schedule length [60]")
-    parser.add_argument("--scenes", type=int, default=6, help="packs: scenes per step [6]")
     parser.add_argument(
-        "--stop-after", type=float, default=float("inf"), metavar="MINUTES",
+        "--minutes", type=number(float, 0, above=True), default=60.0, metavar="X",
+        help="packs: schedule length [60]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scenes", type=number(int, 1), default=6, metavar="N", help="packs: scenes per step [6]"
+    )
+    parser.add_argument(
+        "--stop-after", type=number(float, 0), default=math.inf, metavar="MINUTES",
         help="packs: stop for now after so long; --resume goes on",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="packs: continue the run in --output")
@@ -56,12 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "what a GPU waits for; nothing on a CPU",
     )  # fmt: skip
     parser.add_argument(
-        "--render", type=float, default=0.0, metavar="SHARE",
+        "--render", type=number(float, 0, 1), default=0.0, metavar="SHARE",
         help="packs: share of the scenes of every step that the device composes anew from the "
         "layers of zim-train data synth --layers; needs --resident, best on a GPU [0]",
     )  # fmt: skip
     parser.add_argument(
-        "--recrop", type=float, default=0.0, metavar="SHARE",
+        "--recrop", type=number(float, 0, 1), default=0.0, metavar="SHARE",
         help="packs: of the pack's scenes, share the device cuts and asks anew; see --render [0]",
     )  # fmt: skip
     parser.add_argument("--max-steps", dest="steps", type=int, default=argparse.SUPPRESS,
@@ -75,14 +88,15 @@ def run(args: argparse.Namespace) -> Report:
     packs = args.data and (Path(args.data) / "train" / "pack.json").is_file()
     if packs or args.preset == "nano":
         return _run_packs(args)
-    for name in ("render", "recrop"):
-        if getattr(args, name):
+    for name, default in PACKS_ONLY.items():
+        if getattr(args, name) != default:
             given = f"{args.data} holds none" if args.data else "--data DIR is missing"
-            raise UsageError(f"--{name} is for packs (--preset nano); {given}")
+            also = "; the same command again goes on" if name == "resume" else ""
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is for packs (--preset nano); {given}{also}")
+    no_dtype(args, "training takes --precision")
     preset = args.preset or ("finetune" if hasattr(args, "init") else "default")
     config = chosen(args, TrainConfig, PRESETS[preset])
-    if args.seed:
-        config = dataclasses.replace(config, seed=args.seed)
     if args.print_config:
         return printed(config)
     if not args.data:
@@ -95,17 +109,22 @@ def run(args: argparse.Namespace) -> Report:
 
     source = open_source(Path(args.data), config.held_out, config.stream, config.eval_samples)
     task = MatteTask(config, source)
+    found = task.network.config.name
+    if hasattr(args, "model") and config.model != found:
+        raise UsageError(
+            f"--init {config.init} is a {found}; leave out --model {config.model} or --init"
+        )
     report = Report(model=config.init if config.init != "none" else config.model)
-    loop = Loop(task, config, run_dir, args.device)
+    loop = Loop(task, config, run_dir, args.device, args.overwrite)
     try:
-        with timed(report.seconds, "train"):
+        with progress_on_stderr(), timed(report.seconds, "train"):
             if loop.step == 0:
                 report.metrics |= {f"start_{k}": v for k, v in loop.evaluate().items()}
             loop.fit()
     finally:
         loop.close()
     report.metrics |= loop.last_scores
-    if loop.best.get("step") == 0:
+    if loop.main and loop.best.get("step") == 0:
         sys.stderr.write(
             "no step was better than the start on the held-out pictures: the export is the start; "
             "more pictures of one kind, or --no-keep-best\n"
@@ -115,23 +134,37 @@ def run(args: argparse.Namespace) -> Report:
         report.metrics["pictures"] = len(source.train)
     report.outputs = {"model": str(run_dir / "export"), "run": str(run_dir)}
     report.lines.append(str(run_dir / "export"))
+    report.stdout_taken = not loop.main  # one process reports
     return report
 
 
 def _run_packs(args: argparse.Namespace) -> Report:
     """Nano's recipe: small cue models from scratch, on packs, by the clock."""
+    no_dtype(args, "training takes --precision")
     if args.print_config:
         return printed(_pack_config(args))
-    if not args.output:
-        raise UsageError("matte needs a run folder: --output RUN")
+    run_folder(args, "matte")
     if not args.data:
         raise UsageError("matte needs packs: --data DIR (make them with zim-train data synth DIR)")
+    alone("training on packs")
     config = _pack_config(args)
+    run_dir, report = run_folder(args, "matte"), Report(model=config.preset)
+    if (run_dir / "last.pt").exists() and not (args.resume or args.overwrite):
+        raise OutputError(
+            f"{run_dir} holds a run; go on with --resume, or start anew with --overwrite or "
+            "another --output"
+        )
+    if args.resume and args.overwrite:
+        raise UsageError("--resume goes on with a run that --overwrite removes; give one of them")
     apply_runtime(args)
+    from zim_training.checkpoint import start_over
     from zim_training.matte import MatteTrainer
 
-    run_dir, report = Path(args.output), Report(model=config.preset)
     trainer = MatteTrainer(config, Path(args.data), run_dir, args.resume, device=args.device)
+    if args.overwrite:
+        start_over(run_dir)
+    if not args.resume:  # a start that was killed before it saved may have left lines
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     with timed(report.seconds, "train"):
         trainer.fit(args.stop_after)
     model = trainer.ema.model
@@ -144,6 +177,11 @@ def _run_packs(args: argparse.Namespace) -> Report:
 
 def _pack_config(args: argparse.Namespace) -> MatteConfig:
     """Return the settings of a run on packs, which takes some of the flags only."""
+    if args.preset not in (None, "nano"):
+        raise UsageError(
+            f"{args.data} holds packs, which the preset nano trains on; leave out --preset "
+            f"{args.preset}, or give shards or pictures"
+        )
     known = {f.name for f in dataclasses.fields(TrainConfig)} | {"config"}
     given = {key for key, value in vars(args).items() if key in known and value is not None}
     if strange := sorted(given - {*PACK_FLAGS, "preset", "seed"}):
@@ -153,6 +191,11 @@ def _pack_config(args: argparse.Namespace) -> MatteConfig:
             f"training on packs (--preset nano) does not take {flags}; it takes {takes}, "
             "--minutes, --scenes, --stop-after, --resident, --compile, --graphs, --render, --recrop"
         )
+    values = {k: v for k, v in vars(args).items() if k in (*PACK_FLAGS, "seed")}
+    if values.get("steps") == 0:  # the schedule runs on minutes
+        del values["steps"]
+    check_bounds(TrainConfig, values)
+    args.seed = args.seed or 0
     from zim.api import choose_device
     from zim_training.matte import MatteConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.name_flags import add_model_flag
-from zim_training.commands.common import run_folder
+from zim_training.commands.common import number, run_folder, view_side
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +16,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or their folder")
     parser.add_argument("--converter", metavar="DIR", help="a converter's run or export folder")
     add_model_flag(parser, about="finds the masks")
-    parser.add_argument("--size", type=int, default=1024, metavar="N", help="converter view [1024]")
-    parser.add_argument("--most", type=int, default=20, metavar="N", help="mattes a picture [20]")
     parser.add_argument(
-        "--points-per-side", type=int, metavar="N", help="clicks a side of the mask generator"
+        "--size", type=view_side, default=1024, metavar="N", help="converter view [1024]"
+    )
+    parser.add_argument(
+        "--most", type=number(int, 1), default=20, metavar="N", help="mattes a picture [20]"
+    )
+    parser.add_argument(
+        "--points-per-side",
+        type=number(int, 1),
+        metavar="N",
+        help="clicks a side of the mask generator",
     )
     parser.add_argument("--review", metavar="FILE", help="review.json of the page: build the set")
     parser.add_argument(
@@ -59,7 +66,8 @@ def _propose(args: argparse.Namespace, out: Path, report: Report) -> None:
     from zim.folders import pictures_in
     from zim_training.convert.config import ConvertConfig
     from zim_training.converter.model import Converter
-    from zim_training.testset.candidates import propose
+    from zim_training.testset.candidates import FOLDER, propose
+    from zim_training.testset.layout import PARTS
     from zim_training.testset.page import write_page
 
     images: list[Path] = []
@@ -68,6 +76,10 @@ def _propose(args: argparse.Namespace, out: Path, report: Report) -> None:
             images += pictures_in(path)
         else:
             images.append(path)
+    written = [(out / part).resolve() for part in (FOLDER, *PARTS)]
+    for image in images:
+        if any(image.resolve().is_relative_to(folder) for folder in written):
+            raise UsageError(f"{image} lies where testset writes; choose another --output")
     device = choose_device(args.device)
     converter = Converter.from_pretrained(args.converter).to(device)
     model = load(args.model, device=args.device, dtype=args.dtype)

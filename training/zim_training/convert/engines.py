@@ -22,16 +22,23 @@ Report = dict[str, Any]
 class Worker:
     """Holds a converter and turns shard after shard into a report; one per process."""
 
-    def __init__(self, converter: str, out: str, config: ConvertConfig, device: str) -> None:
-        """Load the converter onto a device (``auto`` takes a GPU where there is one)."""
+    def __init__(
+        self, converter: str, out: str, config: ConvertConfig, device: str, again: bool = False
+    ) -> None:
+        """Load the converter onto a device (``auto`` takes a GPU where there is one).
+
+        ``again`` converts what is finished, too.
+        """
         self.model = Converter.from_pretrained(converter).to(choose_device(device))
         self.weights = weights_hash(self.model)
-        self.out, self.config = Path(out), config
+        self.out, self.config, self.again = Path(out), config, again
 
     def convert(self, source: str) -> Report:
         """Convert a tar; what makes the whole tar unusable is reported, not raised."""
         try:
-            return convert_shard(Path(source), self.out, self.model, self.config, self.weights)
+            return convert_shard(
+                Path(source), self.out, self.model, self.config, self.weights, again=self.again
+            )
         except ZimError as error:
             return {"source": Path(source).name, "error": " ".join(str(error).split())}
 
@@ -66,6 +73,7 @@ def run_ray(
     sources: Sequence[str],
     actors: int,
     device: str,
+    again: bool = False,
 ) -> list[Report]:
     """Convert with a pool of Ray actors; joins a running cluster or starts a local one.
 
@@ -88,7 +96,7 @@ def run_ray(
         table = data.from_items([{"source": s} for s in sources]).repartition(len(sources))
         mapped = table.map_batches(
             Worker,
-            fn_constructor_args=(converter, out, config, "cuda" if gpu else "cpu"),
+            fn_constructor_args=(converter, out, config, "cuda" if gpu else "cpu", again),
             batch_size=1,
             batch_format="numpy",
             num_gpus=1 if gpu else 0,

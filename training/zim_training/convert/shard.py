@@ -25,7 +25,15 @@ from zim.errors import ImageError
 from zim_training.convert.config import ConvertConfig
 from zim_training.converter.task import convert_views
 from zim_training.data.sa1b import Record, choose, in_fraction, read_tar
-from zim_training.data.shards import DONE, CroppedMatte, ShardWriter, sha256
+from zim_training.data.shards import (
+    DONE,
+    INDEX,
+    CroppedMatte,
+    ShardWriter,
+    finished,
+    read_index,
+    sha256,
+)
 
 #: bump when the same input would give other bytes
 VERSION = 1
@@ -50,13 +58,14 @@ def recipe(config: ConvertConfig, weights: str) -> dict[str, Any]:
 def is_done(source: Path, out: Path, what: dict[str, Any]) -> dict[str, Any] | None:
     """Return the marker of a shard that is finished and of this recipe, else None."""
     marker, tar = out / f"{source.stem}{DONE}", out / f"{source.stem}.tar"
+    there = tar.is_file() and tar.with_suffix(INDEX).is_file()
     try:
         done = json.loads(marker.read_text())
     except (OSError, ValueError):
         return None
     same = all(done.get(k) == v for k, v in what.items())
     fits = done.get("source_bytes") == source.stat().st_size
-    return done if same and fits and tar.is_file() else None
+    return done if same and fits and there else None
 
 
 def convert_shard(
@@ -66,6 +75,7 @@ def convert_shard(
     config: ConvertConfig,
     weights: str,
     tick: Callable[[int], None] = lambda count: None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Convert one tar, unless it is done.
 
@@ -76,6 +86,7 @@ def convert_shard(
         config: settings.
         weights: :func:`weights_hash` of the model.
         tick: called after every picture with the number of mattes so far.
+        again: convert it even if it is done.
 
     Returns:
         The marker: counts, hashes, and ``skipped`` when nothing was to do; ``quarantine`` lists
@@ -86,7 +97,7 @@ def convert_shard(
         OutputError: the output cannot be written.
     """
     what = recipe(config, weights)
-    if (source.is_file()) and (done := is_done(source, out, what)):
+    if not again and source.is_file() and (done := is_done(source, out, what)):
         return done | {"skipped": True}
     records = read_tar(source)
     first = next(records, None)  # an unreadable tar is reported before anything is written
@@ -188,7 +199,7 @@ def convert_masks(
         # always full batches: the sum order of a convolution may depend on the batch's size
         padded = part + [part[-1]] * (config.batch - len(part))
         with torch.inference_mode():
-            answers += convert_views(model, padded)[: len(part)]
+            answers += convert_views(model, padded, config.batch)[: len(part)]
     out = []
     for mask, (x0, y0, x1, y1), answer in zip(masks, windows, answers, strict=True):
         method = cv2.INTER_AREA if max(x1 - x0, y1 - y0) < config.size else cv2.INTER_LINEAR
@@ -253,10 +264,24 @@ def _crop(number: int, alpha: NDArray[np.float32], flags: tuple[str, ...]) -> Cr
 
 
 def verify(out: Path) -> list[str]:
-    """Compare every finished shard with its marker's hash; returns the names that differ."""
-    bad = []
-    for marker in sorted(out.glob(f"*{DONE}")):
-        tar = out / f"{marker.name.removesuffix(DONE)}.tar"
-        if not tar.is_file() or sha256(tar) != json.loads(marker.read_text())["sha256"]:
-            bad.append(tar.name)
-    return bad
+    """Compare every finished shard and its index with the marker's hashes.
+
+    Returns:
+        The names of the tars that differ, or whose index or marker is missing or damaged.
+
+    Raises:
+        ConfigError: there is no finished shard.
+    """
+    return [tar.name for tar in finished(out) if not _as_written(tar)]
+
+
+def _as_written(tar: Path) -> bool:
+    index = tar.with_suffix(INDEX)
+    try:
+        done = json.loads(tar.with_suffix(DONE).read_text(encoding="utf-8"))
+        # a marker of before has no hash of the index: it must fit the tar
+        same = "index_sha256" not in done or done["index_sha256"] == sha256(index)
+        read_index(tar)
+        return same and done["sha256"] == sha256(tar)
+    except (OSError, ValueError, LookupError, TypeError):  # ConfigError is a ValueError
+        return False

@@ -51,29 +51,35 @@ class ConverterConfig:
     """Training of the converter; the preset ``paper`` is Sec. 5.1."""
 
     trunk: str = setting("hiera_b+", "trunk: hiera_b+, hiera_l, hiera_t or tiny", "Sec. 3.1")
-    size: int = setting(1024, "side of the square view in pixels, a multiple of 32", "Sec. 5.1")
-    batch: int = setting(16, "samples per step, over all processes", "Sec. 5.1")
-    steps: int = setting(500_000, "optimiser steps", "Sec. 5.1")
-    rate: float = setting(1e-3, "peak learning rate, AdamW, cosine", "Sec. 5.1")
-    trunk_rate: float = setting(0.1, "learning rate of a pretrained trunk, times rate")
-    warm_up: int = setting(5000, "steps of linear warm-up")
-    decay: float = setting(0.01, "weight decay")
-    clip: float = setting(1.0, "largest gradient norm")
-    gradient: float = setting(10.0, "lambda of the gradient loss", "Eq. 1, Table 8b")
-    sga: float = setting(0.5, "probability of Spatial Generalization Augmentation", "Sec. 5.1: p")
-    stl: float = setting(0.5, "probability of a non-transformable sample", "Sec. 5.1: p")
+    size: int = setting(
+        1024, "side of the square view in pixels, a multiple of 32", "Sec. 5.1", low=32, multiple=32
+    )
+    batch: int = setting(16, "samples per step, over all processes", "Sec. 5.1", low=1)
+    steps: int = setting(500_000, "optimiser steps", "Sec. 5.1", low=1)
+    rate: float = setting(1e-3, "peak learning rate, AdamW, cosine", "Sec. 5.1", low=0)
+    trunk_rate: float = setting(0.1, "learning rate of a pretrained trunk, times rate", low=0)
+    warm_up: int = setting(5000, "steps of linear warm-up", low=0)
+    decay: float = setting(0.01, "weight decay", low=0)
+    clip: float = setting(1.0, "largest gradient norm", low=0)
+    gradient: float = setting(10.0, "lambda of the gradient loss", "Eq. 1, Table 8b", low=0)
+    sga: float = setting(
+        0.5, "probability of Spatial Generalization Augmentation", "Sec. 5.1: p", low=0, high=1
+    )
+    stl: float = setting(
+        0.5, "probability of a non-transformable sample", "Sec. 5.1: p", low=0, high=1
+    )
     test_splits: bool = setting(False, "train on the sets' official test splits as well")
-    ema: float = setting(0.9999, "decay of the averaged weights")
-    accumulate: int = setting(1, "micro-batches per step")
+    ema: float = setting(0.9999, "decay of the averaged weights", low=0, high=1)
+    accumulate: int = setting(1, "micro-batches per step", low=1)
     precision: Literal["auto", "bf16", "float32"] = setting("auto", "auto is bf16 on GPUs")
-    workers: int = setting(4, "processes that prepare samples; 0 prepares in line")
+    workers: int = setting(4, "processes that prepare samples; 0 prepares in line", low=0)
     checkpointing: bool = setting(False, "trade time for memory in the trunk")
-    save_every: int = setting(5000, "steps between checkpoints")
-    eval_every: int = setting(10_000, "steps between evaluations")
-    keep: int = setting(3, "checkpoints kept besides the last")
+    save_every: int = setting(5000, "steps between checkpoints", low=1)
+    eval_every: int = setting(10_000, "steps between evaluations", low=1)
+    keep: int = setting(3, "checkpoints kept besides the last", low=0)
     keep_best: bool = setting(False, "export the best evaluated average, be it the start's")
-    log_every: int = setting(50, "steps between lines of metrics.jsonl")
-    seed: int = setting(0, "random seed of everything")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1)
+    seed: int = setting(0, "random seed of everything", low=0)
 
 
 PRESETS = {

@@ -17,16 +17,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zim.errors import ConfigError
+from zim_training.checkpoint import names_mark
 from zim_training.data import procedural
 from zim_training.data.coarse import coarse_label, spatial_cut
 from zim_training.data.natural import SegmentReader, read_rgb
-from zim_training.data.readers import MatteSample
+from zim_training.data.readers import MatteSample, sound_samples
 from zim_training.data.sources import Split, list_sources
 
 Array = NDArray[Any]
 Rng = np.random.Generator
 #: picture h x w x 3 uint8, label h x w bool, target h x w float32, whether it is an STL sample
 View = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32], bool]
+
+
+def training_samples(
+    paths: Sequence[Path], test_splits: bool = False
+) -> tuple[list[MatteSample], list[MatteSample]]:
+    """List the mattes and the coarse labels to train on.
+
+    Args:
+        paths: matting sets, folders of them, or manifests; none is fine.
+        test_splits: whether held-out samples are trained on as well.
+
+    Raises:
+        ConfigError: something is malformed, or there is nothing to train on where paths are given.
+        ImageError: picture and matte differ in size.
+    """
+    samples = [sample for path in paths for sample in sound_samples(path)]
+    used = [s for s in samples if s.split == "train" or test_splits]
+    mattes, labels = ([s for s in used if s.kind == kind] for kind in ("matte", "label"))
+    if paths and not mattes and (not labels or any(s.kind == "matte" for s in samples)):
+        given = ", ".join(map(str, paths))
+        raise ConfigError(
+            f"{given}: none of {len(samples)} samples is a matte for training; --test-splits also "
+            "takes those held out, and without --data mattes are procedural"
+        )
+    return mattes, labels
 
 
 class Pool:
@@ -56,33 +82,44 @@ class Pool:
             objects = list_sources(collection, "foregrounds", split)
             self.cuts = [s.file for s in objects if "/cut_" in s.file]
             self.reader = SegmentReader(collection)
+        given = ([f"{s.name} {s.image.name}" for s in some] for some in (self.mattes, self.labels))
+        #: a hash of the sources' names
+        self.mark = names_mark(*given, self.photos, self.segments, self.cuts)
 
-    def matte(self, rng: Rng, size: int) -> tuple[NDArray[np.uint8], Array]:
-        """Draw a picture with a true matte: from the files, or composed of procedural parts."""
+    def matte(self, rng: Rng, size: int) -> tuple[NDArray[np.uint8], Array, bool]:
+        """Draw a picture with a true matte: from the files, or composed of procedural parts.
+
+        Returns:
+            Picture, matte, and whether they were made as a view of ``size`` and need no crop.
+        """
         if self.mattes:
-            return self.mattes[int(rng.integers(len(self.mattes)))].read()
+            return *self.mattes[int(rng.integers(len(self.mattes)))].read(), False
         picture = None
         if self.photos and rng.random() < 0.5:
             picture = self._background(rng, size).astype(np.float32) / 255
         colour, alpha = procedural.foreground(rng, size, picture)
         behind = self._background(rng, size).astype(np.float32) / 255
         mixed = colour * alpha[..., None] + behind * (1 - alpha[..., None])
-        return (np.clip(mixed, 0, 1) * 255 + 0.5).astype(np.uint8), alpha.astype(np.float32)
+        return (np.clip(mixed, 0, 1) * 255 + 0.5).astype(np.uint8), alpha.astype(np.float32), True
 
-    def rigid(self, rng: Rng, size: int) -> tuple[NDArray[np.uint8], Array]:
-        """Draw a picture with a hard-edged label of something that must stay as it is."""
+    def rigid(self, rng: Rng, size: int) -> tuple[NDArray[np.uint8], Array, bool]:
+        """Draw a picture with a hard-edged label of something that must stay as it is.
+
+        Returns:
+            As :meth:`matte`.
+        """
         if self.labels:
-            return self.labels[int(rng.integers(len(self.labels)))].read()
+            return *self.labels[int(rng.integers(len(self.labels)))].read(), False
         if self.segments and rng.random() < 0.5:
             assert self.root is not None
             rgb, regions = self.reader.read(self.segments[int(rng.integers(len(self.segments)))])
             if regions:
-                return rgb, regions[int(rng.integers(len(regions)))].astype(np.float32)
+                return rgb, regions[int(rng.integers(len(regions)))].astype(np.float32), False
         label = procedural.shape(rng, size) > 0.5
         rgb = self._background(rng, size).copy()
         paint = (procedural.texture(rng, size) * 255).astype(np.uint8)
         rgb[label] = paint[label]
-        return rgb, label.astype(np.float32)
+        return rgb, label.astype(np.float32), True
 
     def _background(self, rng: Rng, size: int) -> NDArray[np.uint8]:
         if self.photos and rng.random() < 0.8:
@@ -102,7 +139,9 @@ def draw_view(rng: Rng, pool: Pool, size: int, sga: float, stl: float) -> View:
     rgb, alpha = _seen(rng, pool, size, keep)
     if rng.random() < 0.5:
         rgb, alpha = rgb[:, ::-1], alpha[:, ::-1]
-    label: NDArray[np.bool_] = np.greater(alpha, 0.5) if keep else coarse_label(rng, alpha)[0]
+    if keep:  # the target is the label itself, whatever greys the file has at its edge
+        alpha = (alpha > 0.5).astype(np.float32)
+    label: NDArray[np.bool_] = alpha > 0.5 if keep else coarse_label(rng, alpha)[0]
     if rng.random() < sga:
         label, alpha = spatial_cut(rng, label, alpha)
     tint = rng.uniform(0.85, 1.15, 3)
@@ -113,8 +152,9 @@ def draw_view(rng: Rng, pool: Pool, size: int, sga: float, stl: float) -> View:
 def _seen(rng: Rng, pool: Pool, size: int, keep: bool) -> tuple[NDArray[np.uint8], Array]:
     """Draw until the view shows its object."""
     for _ in range(20):
-        rgb, alpha = pool.rigid(rng, size) if keep else pool.matte(rng, size)
-        rgb, alpha = crop_view(rng, rgb, alpha, size, nearest=keep)
+        rgb, alpha, made = pool.rigid(rng, size) if keep else pool.matte(rng, size)
+        if not made:
+            rgb, alpha = crop_view(rng, rgb, alpha, size, nearest=keep)
         if (alpha > 0.5).sum() >= 16:
             return rgb, alpha
     raise ConfigError("twenty draws gave no view with an object; zim-train data check says more")
@@ -126,7 +166,7 @@ def crop_view(
     """Cut a square view round the object, as conversion does, and scale it to ``size``."""
     rows, columns = np.nonzero(alpha > 0.5)
     height, width = alpha.shape
-    if len(rows) and (height, width) != (size, size):
+    if len(rows):
         half = max(np.ptp(rows), np.ptp(columns), 16) * rng.uniform(1.1, 1.8) / 2
         cy, cx = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
         y0, y1 = int(max(0, cy - half)), int(min(height, cy + half + 1))

@@ -34,6 +34,11 @@ class ConverterTask:
             self.model.trunk.gradient_checkpointing_enable()
         self.held_out = held_out_views(held_out, config.size, views) if held_out else {}
 
+    @property
+    def data_mark(self) -> str:
+        """Return a hash of the names of what the pool draws from."""
+        return self.pool.mark
+
     #: views are drawn at random, never read in order
     streams = False
 
@@ -41,8 +46,10 @@ class ConverterTask:
         """Not for this task."""
         raise NotImplementedError
 
-    def samples(self, rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
-        """Draw a batch."""
+    def samples(
+        self, rngs: Sequence[np.random.Generator], shared: np.random.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw a batch; its samples share nothing."""
         c = self.config
         return stack([draw_view(rng, self.pool, c.size, c.sga, c.stl) for rng in rngs])
 
@@ -65,6 +72,8 @@ class ConverterTask:
         rows: list[np.ndarray] = []
         for kind, views in self.held_out.items():
             mattes = convert_views(model, [(v[0], v[1]) for v in views])
+            if not np.isfinite(mattes).all():
+                raise FloatingPointError("an answer on held-out views")
             scores |= {f"{kind}_{k}": v for k, v in score_views(views, mattes).items()}
             rows += [_row(v, m) for v, m in list(zip(views, mattes, strict=True))[:3]]
         return scores, np.vstack(rows) if rows else None
@@ -115,13 +124,19 @@ def held_out_views(pool: Pool, size: int, count: int, seed: int = 77) -> dict[st
 
 
 @torch.no_grad()
-def convert_views(model: nn.Module, views: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Run the converter on pictures and labels of one size; h x w float32 mattes."""
+def convert_views(
+    model: nn.Module, views: list[tuple[np.ndarray, np.ndarray]], batch: int = 8
+) -> list[np.ndarray]:
+    """Run the converter on pictures and labels of one size, ``batch`` a pass.
+
+    Returns:
+        h x w float32 mattes.
+    """
     model.eval()
     device = next(model.parameters()).device
     out: list[np.ndarray] = []
-    for start in range(0, len(views), 8):
-        part = views[start : start + 8]
+    for start in range(0, len(views), batch):
+        part = views[start : start + batch]
         image = torch.from_numpy(np.stack([v[0] for v in part]).transpose(0, 3, 1, 2).copy())
         label = torch.from_numpy(np.stack([v[1] for v in part])[:, None].astype(np.float32))
         answer: ConverterOutput = model(image.to(device), label.to(device))

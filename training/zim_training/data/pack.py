@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from zim.cues import CUE_PLANES, compute_cues
-from zim.errors import ConfigError
+from zim.errors import ConfigError, reason
+from zim.output import atomic_write
 from zim.pools import worker_processes
 from zim_training.data.outlines import outlines_hash
 from zim_training.data.scenes import NATURAL, Scene, SceneMaker
@@ -119,15 +120,13 @@ def write_shards(
     splits = json.dumps(split_table(root), indent=1) + "\n"  # a wrong root is told first
     out.mkdir(parents=True, exist_ok=True)
     info = out / "pack.json"
-    if info.exists() and json.loads(info.read_text()) != about:
+    if info.exists() and _read_about(info) != about:
         raise ConfigError(f"{out} holds a pack of other settings; choose another folder")
-    info.write_text(json.dumps(about, indent=1) + "\n")
-    (out / "splits.json").write_text(splits)
-    missing = [
-        (number, min(each, count - number * each))
-        for number in range(-(-count // each))
-        if not shard_path(out, number).exists()
-    ]
+    atomic_write(info, (json.dumps(about, indent=1) + "\n").encode())
+    atomic_write(out / "splits.json", splits.encode())
+    wanted = [(n, min(each, count - n * each)) for n in range(-(-count // each))]
+    # the last shard of a smaller pack is short
+    missing = [(n, size) for n, size in wanted if shard_length(shard_path(out, n)) < size]
     if workers <= 1:
         yield from (done + 1 for done, _ in enumerate(map(job, missing)))
         return
@@ -138,20 +137,36 @@ def write_shards(
             yield done
 
 
+def _read_about(info: Path) -> object:
+    try:
+        return json.loads(info.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{info} is damaged ({reason(error)}); choose another folder") from error
+
+
+def shard_length(folder: Path) -> int:
+    """Return how many items a shard holds, 0 where there is none."""
+    sizes = folder / "size.npy"
+    return len(np.load(sizes, mmap_mode="r")) if sizes.is_file() else 0
+
+
 def shard_path(out: Path, number: int) -> Path:
     """Return where a shard is kept."""
     return out / f"shard_{number:05d}"
 
 
 def save_shard(out: Path, number: int, arrays: dict[str, np.ndarray]) -> None:
-    """Write a shard; it has its name only once it is complete."""
+    """Write a shard; it has its name only once it is complete. A shorter one makes way."""
     folder = shard_path(out, number)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
+        if folder.exists():
+            folder.rename(temporary / "old")
         temporary.rename(folder)
+        shutil.rmtree(folder / "old", ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -50,7 +50,7 @@ class MatteSample:
         """Read the picture H x W x 3 uint8 and the matte H x W float32 in [0, 1].
 
         Raises:
-            ImageError: unreadable, or of different sizes.
+            ImageError: unreadable, of different sizes, or a pixel wide.
         """
         rgb = load_image(self.image).rgb
         if self.value is None:
@@ -65,13 +65,17 @@ class MatteSample:
         """Compare the sizes by the files' headers alone, where they tell.
 
         Raises:
-            ImageError: they differ.
+            ImageError: they differ, or are a pixel wide.
         """
         picture, matte = _header_size(self.image), _header_size(self.alpha)
         if picture and matte:
             self._compare(picture, matte)
 
     def _compare(self, picture: tuple[int, int], matte: tuple[int, int]) -> None:
+        if min(picture) < 2:
+            raise ImageError(
+                f"{self.image} is {picture[0]} x {picture[1]}; expected 2 pixels or more a side"
+            )
         if picture != matte:
             raise ImageError(
                 f"{self.alpha} is {matte[0]} x {matte[1]}, {self.image.name} is "
@@ -198,13 +202,22 @@ def _ade20k(root: Path, bad: list[str]) -> Iterator[MatteSample]:
 
 
 def _manifest(path: Path, bad: list[str]) -> Iterator[MatteSample]:
-    """JSON lines ``{"image": ..., "alpha": ..., "split": "train"}``, paths relative to the file."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    """JSON lines ``{"image": ..., "alpha": ..., "split": "train"}``, paths relative to the file.
+
+    ``split`` is train, test or val; the last two are held out. ``"kind": "label"`` may be given.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        bad.append(f"{path}: expected JSON lines in UTF-8 ({reason(error)})")
+        return
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row: dict[str, Any] = json.loads(line)
             image, alpha = path.parent / row["image"], path.parent / row["alpha"]
+            split = {"train": "train", "test": "test", "val": "test"}.get(row.get("split", "train"))
         except (ValueError, KeyError, TypeError) as error:
             bad.append(
                 f'{path} line {number}: expected {{"image": ..., "alpha": ...}} ({reason(error)})'
@@ -214,8 +227,14 @@ def _manifest(path: Path, bad: list[str]) -> Iterator[MatteSample]:
         if missing:
             bad.append(f"{path} line {number}: {', '.join(missing)} does not exist")
             continue
+        if split is None:
+            bad.append(
+                f"{path} line {number}: split {row['split']!r}; expected train, or test or val to "
+                "hold it out"
+            )
+            continue
         kind: Kind = "label" if row.get("kind") == "label" else "matte"
-        split, name = str(row.get("split", "train")), f"{path.stem}/{number}"
+        name = f"{path.stem}/{number}"
         yield MatteSample(image, alpha, name, path.stem, split, kind)
 
 
@@ -266,6 +285,11 @@ def find_sets(root: Path) -> list[Found]:
         if not root.is_dir():
             raise
         found = []
+        if any(root.glob("*.done.json")):
+            raise ConfigError(
+                f"{root} holds SA1B-Matte shards; zim-train convert --verify --output {root} "
+                "checks them"
+            ) from None
         for child in sorted(p for p in root.iterdir() if p.is_dir() or p.suffix == ".jsonl"):
             try:
                 found.append(read_set(child))
@@ -276,15 +300,57 @@ def find_sets(root: Path) -> list[Found]:
         return found
 
 
+#: so many pictures' headers are read before training; of larger sets, data check reads all
+CHECKED = 2000
+#: and so many mattes are read
+OPENED = 100
+
+
+def sound_samples(path: Path) -> list[MatteSample]:
+    """List the samples of a set, or of the sets in a folder, for training.
+
+    Raises:
+        ConfigError: nothing is recognised, or something is malformed.
+        ImageError: picture and matte differ in size, or a matte is empty.
+    """
+    found = find_sets(path)
+    bad = [line for some in found for line in some.malformed]
+    if bad:
+        more = f" (and {len(bad) - 1} more; see zim-train data check)" if len(bad) > 1 else ""
+        raise ConfigError(f"{bad[0]}{more}")
+    samples = [sample for some in found for sample in some.samples]
+    for sample in samples[:CHECKED]:  # before training, not in the middle of it
+        sample.check_sizes()
+    for sample in samples[:OPENED]:
+        if sample.value is None:
+            check_matte(sample.alpha, read_alpha(sample.alpha))
+    return samples
+
+
+def check_matte(path: Path, alpha: NDArray[np.float32]) -> None:
+    """Refuse a matte, H x W in [0, 1], in which nothing is the object.
+
+    Raises:
+        ImageError: it is empty, or a mask whose 1 should be 255.
+    """
+    most = float(alpha.max(initial=0))
+    if most == 0:
+        raise ImageError(f"{path}: the matte is empty; remove it")
+    if most < 1.5 / 255:
+        raise ImageError(
+            f"{path}: the largest value is {255 * most:.3g} of 255; the object must be 255, not 1"
+        )
+
+
 def examine(found: Found, most: int = 0) -> list[str]:
     """Open samples (all, or ``most`` spread over the set) and list what is malformed."""
     bad = list(found.malformed)
+    if not found.samples and not bad:
+        bad.append(f"{found.name}: no picture with a matte")
     step = max(1, len(found.samples) // most) if most else 1
     for sample in found.samples[::step]:
         try:
-            _, alpha = sample.read()
-            if not (alpha > 0).any():
-                bad.append(f"{sample.alpha}: the matte is empty")
+            check_matte(sample.alpha, sample.read()[1])
         except (ImageError, OSError) as error:
             bad.append(" ".join(str(error).split()))
     return bad

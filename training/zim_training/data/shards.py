@@ -110,7 +110,7 @@ class ShardWriter:
         return self._tar.offset - -(-len(data) // 512) * 512
 
     def close(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Finish: tar, index, then the marker with ``report`` and the output's hash.
+        """Finish: tar, index, then the marker with ``report`` and the hashes of both.
 
         Raises:
             OutputError: the disk is full.
@@ -120,8 +120,10 @@ class ShardWriter:
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()
-            digest = sha256(self.temporary)
-            atomic_write(self.path.with_suffix(INDEX), b"".join(_json(e) for e in self.index))
+            hashes = {"sha256": sha256(self.temporary)}
+            index = b"".join(_json(e) for e in self.index)
+            hashes["index_sha256"] = hashlib.sha256(index).hexdigest()
+            atomic_write(self.path.with_suffix(INDEX), index)
             self.temporary.replace(self.path)
         except OSError as error:
             self.abandon()
@@ -131,7 +133,7 @@ class ShardWriter:
                 f"{self.path} cannot be written: {error.strerror or error}; free space and start "
                 "again, finished shards are kept"
             ) from error
-        done = report | {"images": len(self.index), "mattes": self.mattes, "sha256": digest}
+        done = report | {"images": len(self.index), "mattes": self.mattes} | hashes
         atomic_write(self.path.with_suffix(DONE), json.dumps(done, indent=1).encode() + b"\n")
         return done
 
@@ -154,16 +156,34 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of a shard with its mattes' descriptions, decoded on demand."""
+    """A picture of a shard with its mattes' descriptions, decoded on demand.
+
+    Attributes:
+        key: name of the picture.
+        meta: the JSON.
+        jpeg: bytes of the picture.
+        blob: the mattes' PNGs.
+        tar: the shard, for messages.
+    """
 
     key: str
     meta: dict[str, Any]
     jpeg: bytes
     blob: bytes
+    tar: Path = Path()
 
     def image(self) -> NDArray[np.uint8]:
-        """Decode the picture, H x W x 3 RGB uint8."""
-        return load_image(self.jpeg).rgb
+        """Decode the picture, H x W x 3 RGB uint8.
+
+        Raises:
+            ImageError: it is damaged.
+        """
+        try:
+            return load_image(self.jpeg).rgb
+        except ImageError as error:
+            raise ImageError(
+                f"{self.tar}: picture {self.key} is damaged ({reason(error)}); convert it again"
+            ) from error
 
     def alpha(self, number: int) -> NDArray[np.float32]:
         """Decode a matte at the picture's size, H x W float32 in [0, 1].
@@ -171,14 +191,19 @@ class Sample:
         Raises:
             ImageError: the PNG is damaged or lies outside the picture.
         """
-        row = self.meta["mattes"][number]
-        data = np.frombuffer(self.blob, np.uint8, row["nbytes"], row["offset"])
-        crop = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        x, y, width, height = row["crop"]
-        full = np.zeros((self.meta["height"], self.meta["width"]), np.float32)
-        place = full[y : y + height, x : x + width]
-        if crop is None or crop.shape != place.shape or crop.dtype != np.uint8:
-            raise ImageError(f"{self.key}: matte {row['ann_id']} is damaged; convert it again")
+        try:
+            row = self.meta["mattes"][number]
+            data = np.frombuffer(self.blob, np.uint8, row["nbytes"], row["offset"])
+            crop = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            x, y, width, height = row["crop"]
+            full = np.zeros((self.meta["height"], self.meta["width"]), np.float32)
+            place = full[y : y + height, x : x + width]
+            if crop is None or crop.shape != place.shape or crop.dtype != np.uint8:
+                raise ValueError(f"matte {row['ann_id']}")
+        except (ValueError, LookupError, TypeError, cv2.error) as error:
+            raise ImageError(
+                f"{self.tar}: {self.key} is damaged ({reason(error)}); convert it again"
+            ) from error
         np.multiply(crop, np.float32(1 / 255), out=place)
         return full
 
@@ -209,7 +234,9 @@ def read_index(tar: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
         end = tar.stat().st_size
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{tar}: shard or index missing ({reason(error)})") from error
+        raise ConfigError(
+            f"{tar}: shard or index missing or damaged ({reason(error)}); convert it again"
+        ) from error
     for row in rows:
         if row["json"][0] + row["json"][1] > end:
             raise ConfigError(f"{tar} is shorter than its index says; convert it again")
@@ -217,10 +244,19 @@ def read_index(tar: Path) -> list[dict[str, Any]]:
 
 
 def read_range(tar: Path, row: dict[str, Any]) -> Sample:
-    """Read a picture with its mattes, encoded, by its row of the index."""
-    with tar.open("rb") as file:
-        jpeg, blob, text = (_range(file, row[k]) for k in ("jpg", "mattes", "json"))
-    return Sample(row["key"], json.loads(text), jpeg, blob)
+    """Read a picture with its mattes, encoded, by its row of the index.
+
+    Raises:
+        ConfigError: the shard cannot be read or is damaged there.
+    """
+    try:
+        with tar.open("rb") as file:
+            jpeg, blob, text = (_range(file, row[k]) for k in ("jpg", "mattes", "json"))
+        return Sample(row["key"], json.loads(text), jpeg, blob, tar)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{tar}: {row.get('key')} is damaged ({reason(error)}); convert it again"
+        ) from error
 
 
 def _range(file: BinaryIO, span: list[int]) -> bytes:

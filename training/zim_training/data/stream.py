@@ -111,7 +111,7 @@ def read_tar(path: Path) -> Iterator[Sample]:
                 meta = json.loads(parts["json"])
                 if meta["mattes"] and "jpg" in parts:
                     count += 1
-                    yield Sample(key, meta, parts["jpg"], parts["mattes"])
+                    yield Sample(key, meta, parts["jpg"], parts["mattes"], path)
         if count < expected:  # a broken header looks like the end
             raise ValueError(f"{count} pictures of {expected}")
     except (tarfile.TarError, OSError, ValueError, KeyError) as error:

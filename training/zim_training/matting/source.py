@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import ConfigError
-from zim_training.data.readers import find_sets
+from zim_training.checkpoint import names_mark
+from zim_training.data.readers import check_matte, sound_samples
 from zim_training.data.shards import DONE, Sample, ShardSet, read_range
 from zim_training.data.stream import ShardStream
-
-#: so many pictures' headers are read at the start; of larger sets, data check reads all
-CHECKED = 2000
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Source(Protocol):
 
     train: list[int]
     held_out: list[int]
+    #: a hash of the pictures' names
+    mark: str
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
         """Read a picture with up to ``mattes`` of its mattes, drawn with ``rng``."""
@@ -78,7 +78,9 @@ def _split(names: list[str], share: float) -> tuple[list[int], list[int]]:
 class _Shards:
     def __init__(self, folder: Path, held_out: float) -> None:
         self.shards = ShardSet(folder)
-        self.train, self.held_out = _split([e["key"] for _, e in self.shards.entries], held_out)
+        keys = [row["key"] for _, row in self.shards.entries]
+        self.train, self.held_out = _split(keys, held_out)
+        self.mark = names_mark(keys)
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
         return draw_mattes(rng, self.shards.read(number), mattes)
@@ -106,6 +108,7 @@ class StreamedSource:
         self.rows = self.shards.validation(most)
         self.train: list[int] = []  # comes in the shards' order, not by number
         self.held_out = list(range(len(self.rows)))
+        self.mark = names_mark(tar.name for tar in self.shards.tars)
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
         """Read a held-out picture."""
@@ -114,16 +117,10 @@ class StreamedSource:
 
 class _Pictures:
     def __init__(self, path: Path, held_out: float) -> None:
-        found = find_sets(path)
-        self.samples = [s for f in found for s in f.samples if s.kind == "matte"]
-        bad = [line for f in found for line in f.malformed]
-        if bad:
-            more = f" (and {len(bad) - 1} more; see zim-train data check)" if len(bad) > 1 else ""
-            raise ConfigError(f"{bad[0]}{more}")
+        self.samples = [s for s in sound_samples(path) if s.kind == "matte"]
         if len(self.samples) < 2:
             raise ConfigError(f"{path} holds {len(self.samples)} pictures with mattes; expected 2+")
-        for sample in self.samples[:CHECKED]:  # before training, not in the middle of it
-            sample.check_sizes()
+        self.mark = names_mark(f"{s.name} {s.image.name}" for s in self.samples)
         tests = [k for k, s in enumerate(self.samples) if s.split == "test"]
         if tests and len(tests) < len(self.samples):
             self.train = [k for k, s in enumerate(self.samples) if s.split != "test"]
@@ -133,7 +130,6 @@ class _Pictures:
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
         rgb, alpha = self.samples[number].read()
-        if not (alpha > 0).any():
-            raise ConfigError(f"{self.samples[number].alpha}: the matte is empty; remove it")
+        check_matte(self.samples[number].alpha, alpha)
         none: NDArray[Any] = np.zeros((1, *alpha.shape), bool)
         return Picture(rgb, alpha[None], none)

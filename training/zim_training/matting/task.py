@@ -26,7 +26,7 @@ from zim.framing import Window
 from zim.geometry import Frame
 from zim.predictor import ZimPredictor
 from zim.prompts import mask_box
-from zim_training.loop import Reader, parameter_groups
+from zim_training.loop import Reader, parameter_groups, step_rng
 from zim_training.losses import matte_loss
 from zim_training.matting.config import TrainConfig
 from zim_training.matting.corrections import correct, deepest, lone_clicks
@@ -140,6 +140,11 @@ class MatteTask:
         """Tell whether the source is read in order."""
         return isinstance(self.source, StreamedSource)
 
+    @property
+    def data_mark(self) -> str:
+        """Return a hash of the pictures' names."""
+        return self.source.mark
+
     def stream(self, reader: Reader) -> Iterator[dict[str, Tensor]]:
         """Make a reader's batches from a stream of shards: a view of every picture, in order."""
         assert isinstance(self.source, StreamedSource)
@@ -157,11 +162,16 @@ class MatteTask:
                 if view is None:
                     raise ConfigError(f"{sample.key}: no matte is large enough to be seen")
                 views.append(view)
-            yield self._batch(views, rng)
+            yield self._batch(views, step_rng(reader.seed, number // reader.accumulate))
 
-    def samples(self, rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
-        """Draw a picture with a prompt for each of its mattes by every ``rng``."""
-        return self._batch([self._draw(rng) for rng in rngs], rngs[0])
+    def samples(
+        self, rngs: Sequence[np.random.Generator], shared: np.random.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw a picture with a prompt for each of its mattes by every ``rng``.
+
+        Whether there is a second round is drawn with ``shared``, or else with the first ``rng``.
+        """
+        return self._batch([self._draw(rng) for rng in rngs], shared or rngs[0])
 
     def _draw(self, rng: np.random.Generator) -> View:
         assert not isinstance(self.source, StreamedSource)
@@ -271,7 +281,11 @@ class MatteTask:
         else:
             factor = alpha.shape[-1] // logits.shape[-1]
             alpha, valid = F.avg_pool2d(alpha, factor), F.avg_pool2d(valid, factor)
-        weights = {"gradient": c.gradient, "entropy": c.entropy, "overlap": c.overlap}
+        weights: dict[str, Any] = {
+            "gradient": c.gradient,
+            "entropy": c.entropy,
+            "overlap": c.overlap,
+        }
         losses = matte_loss(logits, alpha, valid, **weights)
         first = losses[:, 0]
         rows = torch.nonzero((batch["labels"] == 2).any(1))[:, 0]
@@ -279,14 +293,17 @@ class MatteTask:
             held = self._held(batch, images, mask, rows, alpha.shape[-1])
             still = matte_loss(logits[rows, :1], held, valid[rows], **weights)[:, 0]
             first = first.index_put((rows,), (1 - c.hold) * first[rows] + c.hold * still)
-        total = first.mean()
+        owner = batch["owner"]
+        total = by_picture(first, owner)
         if c.multimask:
-            total = total + c.multimask * (losses[:, 1:].min(1).values * lone).mean()
+            best = losses[:, 1:].min(1).values * lone
+            total = total + c.multimask * by_picture(best, owner)
         else:  # keeps every parameter in the graph, which DDP counts on
             total = total + 0.0 * losses[:, 1:].sum()
         iou = out.iou.float()
         truth = _iou(logits.detach() > 0, alpha > 0.5, valid > 0)
-        total = total + (c.quality or 0.0) * (iou - truth).abs().mean()
+        wrong = (iou - truth).abs().mean(1)
+        total = total + (c.quality or 0.0) * by_picture(wrong, owner)
         with torch.no_grad():
             difference = (logits[:, :1].sigmoid() - alpha).abs() * valid
             l1 = difference.sum() / valid.sum()
@@ -355,6 +372,8 @@ class MatteTask:
                 "middle": {"points": [middle], "labels": [1]},
             }
             found = predictor.predict_batch(list(prompts.values()))[0][:, 0]
+            if not np.isfinite(found).all():
+                raise FloatingPointError("an answer on held-out pictures")
             answers = dict(zip(prompts, found, strict=True))
             for kind, answer in answers.items():
                 rows[kind].append(
@@ -389,6 +408,16 @@ class MatteTask:
     def extra_state(self) -> dict[str, Any]:
         """Return the network's configuration, so that ``zim-train bundle`` can read the run."""
         return {"network": self.network.config.to_dict()}
+
+
+def by_picture(values: Tensor, owner: Tensor) -> Tensor:
+    """Average ``b`` values over every picture's prompts, then over the pictures, ``owner`` b int.
+
+    Batches of as many pictures then weigh the same, however many mattes these have.
+    """
+    prompts = torch.bincount(owner)
+    pictures = (prompts > 0).sum()
+    return values.mean() if len(values) == pictures else (values / prompts[owner]).sum() / pictures
 
 
 def recompute_blocks(network: zim.Zim) -> None:

@@ -20,6 +20,8 @@ from zim_training.testset.candidates import FOLDER, read_candidates
 
 Decision = dict[str, Any]
 LEVELS = ("fine", "coarse")
+#: what a set consists of, beside the candidates
+PARTS, LIST = ("img", "seg", "matte", "prompt"), "data_list.txt"
 
 
 def read_review(path: Path) -> dict[str, Decision]:
@@ -60,6 +62,8 @@ def paint(alpha: NDArray[np.float32], strokes: list[dict[str, Any]]) -> NDArray[
 def build(out: Path, decisions: dict[str, Decision], seed: int = 0) -> dict[str, int]:
     """Write ``img/``, ``matte/{fine,coarse}/``, ``prompt/{fine,coarse}/``, ``seg/`` and the list.
 
+    The new set is written beside the old one, which it replaces once it is complete.
+
     Args:
         out: folder with the candidates.
         decisions: accepted candidates by key.
@@ -69,20 +73,60 @@ def build(out: Path, decisions: dict[str, Decision], seed: int = 0) -> dict[str,
         The number of mattes by level.
 
     Raises:
-        ConfigError: no candidates, or a decision about an unknown one.
+        ConfigError: no candidates, a decision about an unknown one, or files of somebody else where
+            the set goes.
     """
     rows = {row["key"]: row for row in read_candidates(out)}
     if unknown := sorted(set(decisions) - set(rows)):
         raise ConfigError(f"the review names {unknown[0]}, which is no candidate of {out}")
+    _check_ours(out)
+    fresh = out / ".set.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)  # of a start that was killed
+    try:
+        lines, counts = _write_set(fresh, out / FOLDER, rows, decisions, seed)
+        for part in PARTS:
+            shutil.rmtree(out / part, ignore_errors=True)  # of an earlier review
+        # before the files it names: whenever this is cut off, the list names all that is there
+        atomic_write(out / LIST, "".join(f"{line}\n" for line in lines).encode())
+        for part in PARTS:
+            (fresh / part).rename(out / part)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return counts
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to replace folders with files that no earlier review wrote."""
+    listing = out / LIST
+    try:
+        ours = set(listing.read_text(encoding="utf-8").split()) if listing.is_file() else set()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{listing} is no list of a test set ({reason(error)})") from error
+    files = (path for part in PARTS for path in (out / part).rglob("*") if not path.is_dir())
+    strange = next((p for p in files if p.relative_to(out).as_posix() not in ours), None)
+    if strange is not None:
+        raise ConfigError(
+            f"{strange} was not written by testset, which replaces {strange.parent}; move it away "
+            "or choose another --output"
+        )
+
+
+def _write_set(
+    fresh: Path,
+    candidates: Path,
+    rows: dict[str, dict[str, Any]],
+    decisions: dict[str, Decision],
+    seed: int,
+) -> tuple[list[str], dict[str, int]]:
+    """Write a set into a new folder; return the lines of its list and the mattes by level."""
     for folder in ("img", "seg", *(f"{p}/{s}" for p in ("matte", "prompt") for s in LEVELS)):
-        shutil.rmtree(out / folder, ignore_errors=True)  # of an earlier review
-        (out / folder).mkdir(parents=True)
+        (fresh / folder).mkdir(parents=True)
     lines: list[str] = []
     counts: dict[str, int] = dict.fromkeys(LEVELS, 0)
     for key in sorted(decisions):
         decision, name = decisions[key], rows[key]["image"]
         level = decision["level"]
-        matte = read_alpha(out / FOLDER / "matte" / f"{key}.png")
+        matte = read_alpha(candidates / "matte" / f"{key}.png")
         alpha = paint(matte, decision.get("strokes", []))
         if not (alpha > 0.1).any():
             continue
@@ -92,15 +136,14 @@ def build(out: Path, decisions: dict[str, Decision], seed: int = 0) -> dict[str,
             f"prompt/{level}/{key}.json",
             f"seg/{key}.png",
         )
-        shutil.copyfile(out / FOLDER / "img" / f"{name}.png", out / parts[0])
-        atomic_write(out / parts[1], encode_alpha(alpha))
+        shutil.copyfile(candidates / "img" / f"{name}.png", fresh / parts[0])
+        atomic_write(fresh / parts[1], encode_alpha(alpha))
         prompt = json.dumps(_prompt(key, alpha, seed))
-        atomic_write(out / parts[2], prompt.encode())
-        shutil.copyfile(out / FOLDER / "seg" / f"{key}.png", out / parts[3])
+        atomic_write(fresh / parts[2], prompt.encode())
+        shutil.copyfile(candidates / "seg" / f"{key}.png", fresh / parts[3])
         lines.append(" ".join(parts))
         counts[level] += 1
-    atomic_write(out / "data_list.txt", "".join(f"{line}\n" for line in lines).encode())
-    return counts
+    return lines, counts
 
 
 def _prompt(key: str, alpha: NDArray[np.float32], seed: int) -> dict[str, Any]:
