@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from zim.config import PREDICTOR_FIELDS, PRESETS, ZimConfig
-from zim.errors import CheckpointError, ConfigError, OutputError
+from zim.errors import CheckpointError, ConfigError, OutputError, one_line
 from zim.output import atomic_write
 
 
@@ -86,7 +86,7 @@ def read(path: Path, advice: str = "give the folder of a run that has begun") ->
         advice = "start anew with --overwrite or another --output"
         if older:
             advice = f"delete it and copy an older one to its place ({older[-1]})"
-        why = " ".join(str(error).split())[:120]
+        why = one_line(error, 120)
         raise CheckpointError(f"{path} is damaged ({why}); {advice}") from error
 
 

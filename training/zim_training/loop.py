@@ -31,7 +31,7 @@ from zim import __version__
 from zim._extras import require
 from zim._progress import track
 from zim.api import choose_device
-from zim.errors import CheckpointError, ConfigError, OutputError, ZimError, reason
+from zim.errors import CheckpointError, ConfigError, OutputError, ZimError, one_line, reason
 from zim.output import atomic_write, save_rgb
 from zim_training import checkpoint
 
@@ -166,7 +166,7 @@ def _told(error: ZimError) -> _Failed:
     """Hand an error to the main process; where this is it, raise it."""
     if get_worker_info() is None:
         raise error
-    return _Failed(" ".join(str(error).split()))
+    return _Failed(one_line(error))
 
 
 @dataclass(frozen=True)

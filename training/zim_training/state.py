@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, one_line
 from zim.output import atomic_write
 from zim_training import checkpoint
 
@@ -73,6 +73,6 @@ def load_state(folder: Path) -> dict[str, Any]:
                 k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()
             }
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"{folder} holds no readable state ({reason})") from error
     return state

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zim.commandline import Report, UsageError
+from zim.pools import rank_and_world
 from zim_training.options import describe
 
 #: where the image collection is looked for
@@ -71,7 +71,7 @@ def alone(command: str) -> None:
     Raises:
         UsageError: ``WORLD_SIZE`` says that there are others, which would write the same files.
     """
-    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+    if (world := rank_and_world()[1]) > 1:
         raise UsageError(
             f"{command} runs as one process, not as one of {world}; leave out torchrun"
         )

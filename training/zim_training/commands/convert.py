@@ -11,6 +11,7 @@ from typing import Any
 
 from zim.commandline import Report, UsageError, apply_runtime, positive_int, timed
 from zim.errors import ZimError
+from zim.pools import rank_and_world
 from zim_training.commands.common import no_dtype, number, printed, run_folder
 from zim_training.convert.config import ConvertConfig
 from zim_training.options import add_config_flags, add_flags, chosen
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> Report:
     if not args.converter:
         raise UsageError("convert needs a converter: --converter RUN (see zim-train converter)")
     no_dtype(args, "a conversion computes in float32")
-    launched = os.environ.get("WORLD_SIZE", "1") != "1"
+    launched = rank_and_world()[1] > 1
     if launched and args.engine != "torchrun":
         raise UsageError("one of several processes of torchrun; add --engine torchrun to share")
     if args.engine == "torchrun" and "RANK" not in os.environ:

@@ -11,7 +11,8 @@ import torch
 
 from zim._extras import require
 from zim.api import choose_device
-from zim.errors import ZimError
+from zim.errors import ZimError, one_line
+from zim.pools import rank_and_world
 from zim_training.convert.config import ConvertConfig
 from zim_training.convert.shard import convert_shard, weights_hash
 from zim_training.converter.model import Converter
@@ -40,7 +41,7 @@ class Worker:
                 Path(source), self.out, self.model, self.config, self.weights, again=self.again
             )
         except ZimError as error:
-            return {"source": Path(source).name, "error": " ".join(str(error).split())}
+            return {"source": Path(source).name, "error": one_line(error)}
 
     def __call__(self, rows: Any) -> Any:
         """Serve Ray's ``map_batches``: a column of tars to a column of reports."""
@@ -51,7 +52,7 @@ class Worker:
 
 def share_of_rank(sources: Sequence[str]) -> list[str]:
     """Return this process's tars under torchrun (``RANK``, ``WORLD_SIZE``); all without it."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     return list(sources)[rank::world]
 
 

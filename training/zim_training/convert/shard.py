@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zim.errors import ImageError
+from zim.errors import ImageError, one_line
 from zim_training.convert.config import ConvertConfig
 from zim_training.converter.task import convert_views
 from zim_training.data.sa1b import Record, choose, in_fraction, read_tar
@@ -119,7 +119,7 @@ def convert_shard(
             try:
                 mattes, broken = convert_record(record, model, config)
             except (ImageError, KeyError, TypeError, ValueError) as error:
-                quarantine.append([record.stem, " ".join(str(error).split())])
+                quarantine.append([record.stem, one_line(error)])
                 continue
             quarantine += [[record.stem, reason] for reason in broken]
             fallbacks += sum("fallback" in m.flags for m in mattes)

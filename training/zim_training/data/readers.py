@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from zim.errors import ConfigError, ImageError, reason
+from zim.errors import ConfigError, ImageError, one_line, reason
 from zim.folders import pictures_in
 from zim.images import load_image, read_alpha
 
@@ -352,5 +352,5 @@ def examine(found: Found, most: int = 0) -> list[str]:
         try:
             check_matte(sample.alpha, sample.read()[1])
         except (ImageError, OSError) as error:
-            bad.append(" ".join(str(error).split()))
+            bad.append(one_line(error))
     return bad

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zim.errors import ConfigError
+from zim.errors import ConfigError, one_line
 from zim_training.data.loader import finished_shards
 
 #: shards that are read ahead at a time
@@ -138,7 +138,7 @@ def read_shard(shard: Path, arrange: Callable[[Arrays], Arrays] = dict) -> Array
     try:
         return arrange({p.stem: np.load(p) for p in shard.glob("*.npy")})
     except (OSError, ValueError, KeyError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"{shard} is damaged ({type(error).__name__}: {reason}); delete it and run "
             "zim-train data synth again"

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from zim.automatic import ZimAutomaticMaskGenerator
-from zim.errors import ConfigError, reason
+from zim.errors import ConfigError, one_line, reason
 from zim.images import load_image
 from zim.output import atomic_write, encode_alpha, encode_rgb
 from zim_training.convert.config import ConvertConfig
@@ -57,7 +57,7 @@ def propose(
         try:
             rgb = load_image(path).rgb
         except ValueError as error:
-            yield path.name, 0, " ".join(str(error).split())
+            yield path.name, 0, one_line(error)
             continue
         records = [r for r in generator.generate(rgb) if r["area"] >= smallest * rgb[..., 0].size]
         records.sort(key=lambda r: -r["predicted_iou"])
