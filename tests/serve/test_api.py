@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 import zim
+from zim.errors import ConfigError
 from zim.predictor import ZimPredictor
+from zim.serve.app import create_app
+from zim.serve.settings import Settings
 
 
 def decoded(url: str) -> np.ndarray:
@@ -91,10 +95,71 @@ def test_a_mask_must_have_the_pictures_size(client, png):
 
 
 def test_the_wrong_method_is_told_from_the_wrong_address(client):
-    answer = client.get("/v1/matte")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert "use POST" in answer.json()["detail"]
-    assert client.get("/v1/nothing").status_code == 404
+    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+        answer = client.request(method, "/v1/matte")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert "use POST" in answer.json()["detail"]
+    for method, path in (("GET", "nothing"), ("POST", "nothing"), ("POST", "matte/")):
+        assert client.request(method, f"/v1/{path}").status_code == 404
+    assert client.post("/app.css").headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"output": "rgba", "format": "jpeg"}, "jpeg has no transparency"),
+        ({"output": "rgba", "format": "tiff", "bits": 16}, "rgba as tiff has 8 bits"),
+        ({"output": "rgba", "format": "webp", "bits": 16}, "rgba as webp has 8 bits"),
+        ({"output": "alpha", "format": "jpeg", "bits": 16}, "alpha as jpeg has 8 bits"),
+        ({"output": "composite", "bits": 16}, "composite as png has 8 bits"),
+        ({"output": "overlay", "bits": 16}, "overlay as png has 8 bits"),
+        ({"refine": True}, "refine is for files"),
+        ({"format": "webp"}, "leave format out"),
+        ({"output": "alpha", "preview": True}, "preview is for output json"),
+        ({"output": "alpha", "candidates": 3}, "candidates 3 is for output json"),
+        ({"objects": [{}], "points": [[1, 1]]}, "points beside objects"),
+        ({"objects": [{}], "candidate": 1}, "candidate beside objects"),
+        ({"background": "red", "background_image": "aaaa"}, "background and background_image"),
+        ({"model": "nonsense"}, "the embedding is of model tiny"),
+        ({"points": 5}, "expected [[x, y, label], ...]"),
+        ({"objects": [{"box": "1,2,3,4"}]}, "objects.0.box: Input should be a valid list"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(client, png, body, words):
+    key = client.post("/v1/embeddings", files={"image": png}).json()["id"]
+    answer = client.post("/v1/matte", json={"embedding": key} | body)
+    assert answer.status_code == 422
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "bits"),
+    [
+        *((output, "png", 8) for output in ("rgba", "alpha", "composite", "overlay")),
+        *((output, "tiff", 8) for output in ("rgba", "alpha", "composite", "overlay")),
+        *((output, "jpeg", 8) for output in ("alpha", "composite", "overlay")),
+        *(("rgba", "png", 16), ("alpha", "png", 16), ("alpha", "tiff", 16)),
+    ],
+)
+def test_every_other_file_can_be_had(client, png, output, format, bits):
+    data = {"output": output, "format": format, "bits": str(bits)}
+    answer = client.post("/v1/matte", files={"image": png}, data=data)
+    assert answer.headers["content-type"] == f"image/{format}"
+
+
+def test_forms_forgive_blanks_and_say_which_field_is_wrong(client, png):
+    def ask(**fields):
+        answer = client.post("/v1/matte", files={"image": png}, data=fields)
+        return answer.status_code, answer.json().get("detail", "")
+
+    assert ask(points=" [[20, 25], [1, 1, 0]]\n")[0] == 200
+    assert ask(points="20,25") == (
+        422,
+        "points: Input should be a valid list; expected [[x, y, label], ...]",
+    )
+    assert ask(points="[[20, 25]") == (400, "the field points is no JSON (JSONDecodeError)")
+    broken = base64.encodebytes(png).decode()
+    assert client.post("/v1/matte", json={"image": broken, "box": [1, 1, 9, 9]}).status_code == 200
 
 
 def test_everything(client, png):
@@ -115,8 +180,9 @@ def test_tabs_get_matte_and_values(client, rgb, png):
     image = decoded(answer["image"])
     assert np.array_equal(image[:, :32], 255 - rgb[:, :32])
     assert np.array_equal(image[:, 32:], rgb[:, 32:])
-    bad = client.post("/v1/invert", json=body | {"values": {"strength": 2}})
-    assert bad.status_code == 422
+    for wrong in ({"values": {"strength": 2}}, {"objects": [{"points": [[1, 1]]}]}):
+        assert client.post("/v1/invert", json=body | wrong).status_code == 422
+    assert client.post("/v1/left", json=body).status_code == 422  # it takes no mask
     boxes = client.post("/v1/left", json={"embedding": key}).json()["objects"]
     assert boxes[0]["box"] == [0, 0, 32, 48]
     assert decoded(boxes[0]["alpha"]).shape == (48, 64)
@@ -157,6 +223,16 @@ def test_refined_files_are_those_of_the_library(client, model, rgb):
     assert close(got, matte.alpha, 65535)
 
 
+def test_a_tabs_picture_stays_as_transparent_as_it_was(client, rgb):
+    file = io.BytesIO()
+    transparent = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
+    Image.fromarray(np.dstack([rgb, transparent])).save(file, "PNG")
+    key = client.post("/v1/embeddings", files={"image": file.getvalue()}).json()["id"]
+    body = {"embedding": key, "objects": [{"box": [5, 5, 40, 40]}]}
+    image = decoded(client.post("/v1/invert", json=body).json()["image"])
+    assert np.array_equal(image[..., 3], transparent)
+
+
 def test_a_mask_of_zeros_and_ones_is_a_mask(client, png):
     mask = np.zeros((48, 64), np.uint8)
     mask[10:30, 10:40] = 1
@@ -181,6 +257,19 @@ def test_a_model_that_fails_says_why(client, png):
     assert other.status_code == 422
 
 
+def test_a_model_from_a_path_has_its_last_part_for_a_name(model, png, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "mine").mkdir(parents=True)
+    one, other = (str(tmp_path / name / "mine") for name in "ab")
+    app = create_app(Settings(models=(one,)), models={"mine": model}, tabs={})
+    with TestClient(app, base_url="http://localhost") as client:
+        assert str(tmp_path) not in client.get("/v1/models").text
+        answer = client.post("/v1/embeddings", data={"model": "mine"}, files={"image": png})
+        assert answer.json()["model"] == "mine"
+    with pytest.raises(ConfigError, match="have one name"):
+        create_app(Settings(models=(one, other)), tabs={})
+
+
 def test_openapi_describes_every_address(client):
     schema = client.get("/openapi.json").json()
     for path in ("matte", "auto", "embeddings", "invert", "left"):
@@ -192,7 +281,11 @@ def test_openapi_describes_every_address(client):
 
 def test_health_and_metrics(client):
     assert client.get("/healthz").json()["status"] == "ok"
-    assert 'zim_requests_total{path="/healthz",status="200"} 1.0' in client.get("/metrics").text
+    assert client.head("/healthz").status_code == 200
+    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 403
+    text = client.get("/metrics").text
+    assert 'zim_requests_total{path="/healthz",status="200"} 2.0' in text
+    assert 'zim_requests_total{path="other",status="403"} 1.0' in text
 
 
 @pytest.mark.parametrize("path", ["/", "/app.css", "/js/main.js"])
@@ -200,3 +293,4 @@ def test_the_page_is_served_under_a_strict_policy(client, path):
     answer = client.get(path)
     assert answer.status_code == 200
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-cache"

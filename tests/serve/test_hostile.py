@@ -3,15 +3,23 @@
 import base64
 import json
 import random
+import socket
 import struct
+import threading
 import time
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from zim.serve.app import create_app
 from zim.serve.settings import Settings
+from zim.serve.worker import Job
+from zim.testing import served
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -213,3 +221,110 @@ def test_a_token_is_asked_for(model, png):
         assert client.get("/healthz").status_code == 200
         headers = {"authorization": "Bearer s3cret"}
         assert client.post("/v1/embeddings", files={"image": png}, headers=headers).is_success
+
+
+def test_only_names_that_were_given_are_served(model):
+    settings = Settings(models=("tiny",), hosts=("zim.example.org",))
+    app = create_app(settings, models={"tiny": model}, tabs={})
+    with TestClient(app, base_url="http://localhost") as client:
+
+        def status(host: str, origin: str) -> int:
+            headers = {"host": host, "origin": origin}
+            return client.post("/v1/embeddings", json={}, headers=headers).status_code
+
+        assert status("zim.example.org", "https://zim.example.org") == 422
+        assert status("ZIM.example.org:8080", "https://ZIM.example.org:8080") == 422
+        assert status("zim.example.org", "https://evil.example") == 403
+        assert status("evil.example", "https://evil.example") == 403
+
+
+def test_a_body_of_nothing_but_values_is_not_parsed(client, monkeypatch):
+    monkeypatch.setattr("zim.serve.bodies.VALUES", 1000)
+    monkeypatch.setattr("zim.serve.bodies._json", lambda *_: pytest.fail("it was parsed"))
+    points = "[" + "[1,2]," * 500 + "[1,2]]"
+    as_json = {"content": f'{{"points":{points}}}', "headers": {"content-type": "application/json"}}
+    as_form = {"data": {"box": points}, "files": {"image": b"x"}}
+    for request in (as_json, as_form):
+        answer = client.post("/v1/matte", **request)
+        assert answer.status_code == 413
+        assert "1,000 values" in answer.json()["detail"]
+
+
+@pytest.fixture
+def hurried(model, monkeypatch) -> Iterator[str]:
+    """A service in a thread that waits for bodies a moment only, and reads one at a time."""
+    monkeypatch.setattr("zim.serve.security.PATIENCE", 0.3)
+    monkeypatch.setattr("zim.serve.security.LONGEST", 0.8)
+    monkeypatch.setattr("zim.serve.bodies.LARGE", 50)
+    monkeypatch.setattr("zim.serve.bodies.TURN", 0.1)
+    monkeypatch.setattr("zim.serve.service.UPLOADS", 1)
+    settings = Settings(models=("tiny",), max_bytes=200_000)
+    with served(create_app(settings, models={"tiny": model}, tabs={})) as address:
+        yield address
+
+
+KINDS = ("application/json", "multipart/form-data; boundary=x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bodies_that_are_too_large_or_never_end(hurried, kind, caplog):
+    start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    headers = {"content-type": kind}
+
+    def chunks(count: int, pause: float) -> Iterator[bytes]:
+        yield start
+        for _ in range(count):
+            yield b" " * 10_000
+            time.sleep(pause)
+
+    def status(count: int, pause: float) -> int:
+        content = chunks(count, pause)
+        url = f"{hurried}/v1/embeddings"
+        return httpx.post(url, content=content, headers=headers).status_code
+
+    assert status(25, 0) == 413
+    assert status(2, 0.5) == 408  # it stalls
+    assert status(10, 0.1) == 408  # it drips
+    with upload(hurried, kind, 100):
+        pass  # and hangs up
+    assert httpx.get(f"{hurried}/healthz").status_code == 200
+    assert caplog.records == []
+
+
+def upload(address: str, kind: str, length: int) -> socket.socket:
+    """Begin an upload and leave it unfinished."""
+    parts = urlsplit(address)
+    made = socket.create_connection((parts.hostname, parts.port))
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\n"
+    made.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+    return made
+
+
+def test_few_large_bodies_are_read_at_the_same_time(hurried, png):
+    with upload(hurried, KINDS[0], 1000):
+        time.sleep(0.05)
+        answer = httpx.post(f"{hurried}/v1/embeddings", files={"image": png})
+        assert answer.status_code == 429
+        small = httpx.post(f"{hurried}/v1/embeddings", json={"embedding": "0" * 10})
+        assert small.status_code == 422
+    time.sleep(0.5)
+    assert httpx.post(f"{hurried}/v1/embeddings", files={"image": png}).status_code == 200
+
+
+def test_what_a_client_no_longer_waits_for_is_not_computed(model, png):
+    app = create_app(Settings(models=("tiny",)), models={"tiny": model}, tabs={})
+    engine = app.state.engine
+    gate = threading.Event()
+    with served(app) as address, ThreadPoolExecutor() as pool:
+        key = httpx.post(f"{address}/v1/embeddings", files={"image": png}).json()["id"]
+        engine.long_lane.submit(Job(lambda _: [gate.wait(10)], None))
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/auto", json={"embedding": key}, timeout=0.3)
+        ran = []
+        engine.automatic = lambda *_: ran.append(1) or []
+        time.sleep(0.1)
+        stays = pool.submit(httpx.post, f"{address}/v1/auto", json={"embedding": key})
+        time.sleep(0.1)
+        gate.set()
+        assert stays.result(10).status_code == 200
+        assert ran == [1]

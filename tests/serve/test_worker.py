@@ -8,6 +8,7 @@ import pytest
 from zim.serve.cache import Cache, Entry, embedding_id
 from zim.serve.engine import Engine
 from zim.serve.problems import Problem
+from zim.serve.schemas import MatteBody
 from zim.serve.service import Service
 from zim.serve.settings import Settings
 from zim.serve.worker import Job, Lane
@@ -51,6 +52,23 @@ def test_the_queue_is_bounded_whatever_the_groups(lane):
         lane.submit(Job(lambda values: list(values), 9, 9))
     assert refused.value.status == 429
     gate.set()
+
+
+def test_a_request_is_queued_as_a_whole_and_takes_one_place(lane):
+    gate = blocked(lane)
+    futures = []
+    for turn in range(4):
+        jobs = [Job(lambda values: list(values), n, turn) for n in range(32)]
+        lane.submit(*jobs)
+        futures += [job.future for job in jobs]
+    assert lane.waiting == 4
+    more = [Job(lambda values: list(values), n) for n in range(2)]
+    with pytest.raises(Problem):
+        lane.submit(*more)
+    gate.set()
+    assert [f.result(5) for f in futures] == 4 * list(range(32))
+    assert lane.waiting == 0
+    assert not any(job.future.done() for job in more)
 
 
 def test_held_jobs_count_as_waiting(lane):
@@ -118,6 +136,20 @@ def test_a_job_nobody_waits_for_is_dropped(model):
     assert ran == []
 
 
+def test_full_size_files_do_not_hold_up_clicks(model, png):
+    engine = Engine(Settings(models=("tiny",), queue=1, long_timeout=5), {"tiny": model})
+    service, gate = Service(engine), threading.Event()
+    for _ in range(2):
+        service.slow.pool.submit(gate.wait, 10)
+    body = {"image": png, "objects": [{"points": [[5, 5]]}, {"box": [1, 1, 9, 9]}], "preview": True}
+    answer = asyncio.run(service.matte(MatteBody(**body)))
+    assert isinstance(answer, dict)
+    assert len(answer["objects"]) == 2
+    gate.set()
+    service.close()
+    engine.close()
+
+
 def entry(number: int, worker: int = 0) -> Entry:
     return Entry(str(number), "tiny", np.zeros((10, 10, 3), np.uint8), None, worker)
 
@@ -145,10 +177,10 @@ def test_prompts_that_arrive_together_equal_those_that_come_alone(model, png):
     opened = engine.open(png, "tiny")
     prompts = [{"points": [(x, 20, 1)]} for x in (10, 30, 50)]
     asked = [engine.prompt(opened, p, "full") for p in prompts]
-    alone = [engine.ask(opened, p, 1, "full").result(20).mattes for p in asked]
+    alone = [engine.ask(opened, [(p, 1)], "full")[0].result(20).mattes for p in asked]
     before = sum(lane.batched for lane in engine.lanes)
     gate = blocked(engine.lanes[opened.worker])
-    futures = [engine.ask(opened, p, 1, "full") for p in asked]
+    futures = [engine.ask(opened, [(p, 1)], "full")[0] for p in asked]
     gate.set()
     for future, matte in zip(futures, alone, strict=True):
         assert np.abs(future.result(20).mattes - matte).max() < 1e-4
@@ -167,6 +199,7 @@ def test_a_large_picture_is_answered_small_while_clicking(model):
     assert prompt.points.tolist() == [[1279.25, 499.25]]
     start = time.perf_counter()
     whole = engine.prompt(large, {}, "preview")
-    assert engine.ask(large, whole, 1, "preview").result(60).mattes.shape == (1, 500, 1280)
+    (answer,) = engine.ask(large, [(whole, 1)], "preview")
+    assert answer.result(60).mattes.shape == (1, 500, 1280)
     assert time.perf_counter() - start < 60
     engine.close()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import secrets
 import socket
 import sys
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote
 
 from zim.commandline import Report, UsageError, apply_runtime, positive_int
 from zim.errors import OutputError
 from zim.name_flags import add_models_flag
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: seconds that running requests have after Ctrl+C
+_GRACE = 5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="what callers must show; auto makes one; needed for any other host than this machine; "
         "ZIM_SERVE_TOKEN works too and stays out of the list of processes",
+    )
+    group.add_argument(
+        "--name",
+        type=_host_name,
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="another host name to answer under, that of a proxy in front; repeatable",
     )
     group = parser.add_argument_group("work")
     add_models_flag(group, about="models to offer, see zim models; the first is the default")
@@ -42,10 +55,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-megapixels", type=positive_int, default=40, metavar="N", help="largest picture [40]"
     )
     group.add_argument(
-        "--queue", type=positive_int, default=32, metavar="N", help="prompts that may wait [32]"
+        "--queue", type=positive_int, default=32, metavar="N", help="requests that may wait [32]"
     )
     group.add_argument(
-        "--timeout", type=positive_int, default=30, metavar="S", help="seconds per prompt [30]"
+        "--timeout", type=positive_int, default=30, metavar="S", help="seconds per preview [30]"
     )
     group.add_argument(
         "--cache", type=positive_int, default=1024, metavar="MB", help="embeddings kept [1024]"
@@ -54,10 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Serve until interrupted."""
-    token = args.token or os.environ.get("ZIM_SERVE_TOKEN")
+    token = _token(args.token)
     local = args.host in _LOOPBACK
-    if token == "auto":
-        token = secrets.token_urlsafe(24)
     if not local and not token:
         raise UsageError(
             f"--host {args.host} opens the service to others; give --token auto, or a token"
@@ -70,7 +81,7 @@ def run(args: argparse.Namespace) -> Report:
     for package in ("fastapi", "prometheus_client", "python_multipart"):
         require(package, "ui")
     apply_runtime(args)
-    from zim.api import locate
+    from zim.api import choose_device
     from zim.serve.app import create_app
     from zim.serve.settings import Settings
 
@@ -81,29 +92,90 @@ def run(args: argparse.Namespace) -> Report:
         workers=args.workers or _devices(args.device),
         token=token,
         open_host=not local,
+        hosts=tuple(args.name),
         max_bytes=args.max_upload * 2**20,
         max_pixels=args.max_megapixels * 1_000_000,
         queue=args.queue,
         timeout=args.timeout,
         cache_bytes=args.cache * 2**20,
     )
+    choose_device(settings.device)  # what can never answer is refused now, not at the first prompt
     for name in settings.models:
-        locate(name)  # unknown names are refused now, not at the first prompt
+        _check_model(name)
     app = create_app(settings)
     listening = _listen(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host
-    address = f"http://{shown}:{args.port}/" + (f"#token={token}" if token else "")
+    address = f"http://{shown}:{args.port}/" + (f"#token={quote(token, safe='')}" if token else "")
     sys.stderr.write(f"zim serve: {address}\n")
-    server = uvicorn.Server(_config(uvicorn, app, args))
+    server = _server(uvicorn, _config(uvicorn, app, args))
     with ExitStack() as stack:
         for taken in listening:
             stack.enter_context(taken)
-        server.run(sockets=listening)
+        try:
+            server.run(sockets=listening)
+        except KeyboardInterrupt:
+            _leave(130, "zim serve: interrupted\n")
+        except SystemExit:  # SIGTERM, which has said so
+            _leave(143)
     report = Report(model=settings.models[0], extra={"address": address})
     if not server.started:
         report.failed = True
         report.extra["error"] = f"the server at {args.host}:{args.port} did not start"
     return report
+
+
+def _token(given: str | None) -> str | None:
+    """Return what callers must show, from the flag or the environment; None where nothing is set.
+
+    Raises:
+        UsageError: no header could carry it.
+    """
+    token = os.environ.get("ZIM_SERVE_TOKEN") or None if given is None else given
+    if token == "auto":
+        return secrets.token_urlsafe(24)
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(
+            "the token is empty or has characters that a header cannot carry; expected letters, "
+            "digits and signs of ASCII without spaces, or auto"
+        )
+    return token
+
+
+def _check_model(name: str) -> None:
+    """Refuse what is certainly no model: an unknown name, weights or a path that are not there.
+
+    Raises:
+        CheckpointError: which one.
+    """
+    from zim.api import locate
+    from zim.errors import CheckpointError
+
+    where = str(locate(name))
+    hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", where) and not where.endswith((".pt", ".safetensors"))
+    if not hub and not Path(where).exists():
+        raise CheckpointError(f"{name}: there is no such file or folder; see zim models")
+
+
+def _server(uvicorn: Any, config: Any) -> Any:
+    class Server(uvicorn.Server):
+        """Says what it waits for after Ctrl+C, and does not wait after the second one."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit:
+                _leave(128 + sig, "zim serve: stopped\n")
+            sys.stderr.write(
+                f"zim serve: stopping; running requests have {_GRACE} s, Ctrl+C again ends it now\n"
+            )
+            super().handle_exit(sig, frame)
+
+    return Server(config)
+
+
+def _leave(code: int, text: str = "") -> NoReturn:
+    """End the process now: its threads may compute for a minute, and would be waited for."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -147,6 +219,7 @@ def _config(uvicorn: Any, app: Any, args: argparse.Namespace) -> Any:
         access_log=False,
         server_header=False,
         timeout_keep_alive=15,
+        timeout_graceful_shutdown=_GRACE,
         limit_concurrency=512,
         h11_max_incomplete_event_size=65536,
     )
@@ -158,6 +231,14 @@ def _devices(device: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count() if torch.cuda.is_available() else 1)
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no host name; expected one like zim.example.org, without https:// or port"
+        )
+    return text.lower()
 
 
 def _port(text: str) -> int:

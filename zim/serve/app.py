@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from zim import __version__
-from zim.errors import ZimError
+from zim.errors import OutputError, ZimError
 from zim.protocols import ServeTab
 from zim.serve.bodies import read_body
 from zim.serve.engine import Engine
-from zim.serve.metrics import Metrics
+from zim.serve.metrics import Counted, Metrics
 from zim.serve.problems import Problem, problem_response
 from zim.serve.schemas import AutoBody, ImageBody, MatteBody
 from zim.serve.security import Guard
@@ -30,6 +30,8 @@ from zim.serve.settings import Settings
 from zim.serve.tabs import body_of, describe, load_tabs
 
 log = logging.getLogger(__name__)
+B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
 
 STATIC = Path(__file__).parent / "static"
 MEDIA = {".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".jpg": "image/jpeg"}
@@ -57,8 +59,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        engine.close()
-        service.pool.shutdown(wait=False, cancel_futures=True)
+        engine.close(1)
+        service.close()
 
     app = FastAPI(
         title="zim serve",
@@ -71,17 +73,10 @@ def create_app(
     app.state.engine = engine
     _errors(app)
 
-    @app.middleware("http")
-    async def count(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "") or "other"
-        metrics.seen(path, response.status_code, time.perf_counter() - start)
-        return response
+    async def read(request: Request, kind: type[B]) -> B:
+        return await read_body(request, kind, service.in_pool, service.uploads)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the service is up")
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "models": engine.states}
@@ -101,11 +96,11 @@ def create_app(
 
     @app.post("/v1/embeddings", openapi_extra=_takes(ImageBody), summary="Encode a picture once")
     async def embeddings(request: Request) -> dict[str, Any]:
-        return await service.embed(await read_body(request, ImageBody))
+        return await attended(request, service.embed(await read(request, ImageBody)))
 
     @app.post("/v1/matte", openapi_extra=_takes(MatteBody), summary="Prompts in, mattes out")
     async def matte(request: Request) -> Response:
-        answer = await service.matte(await read_body(request, MatteBody))
+        answer = await attended(request, service.matte(await read(request, MatteBody)))
         if isinstance(answer, dict):
             return JSONResponse(answer)
         data, suffix = answer
@@ -113,21 +108,52 @@ def create_app(
 
     @app.post("/v1/auto", openapi_extra=_takes(AutoBody), summary="Mattes of everything")
     async def auto(request: Request) -> dict[str, Any]:
-        return await service.auto(await read_body(request, AutoBody))
+        return await attended(request, service.auto(await read(request, AutoBody)))
+
+    def add(tab: ServeTab) -> None:
+        kind = body_of(tab)
+
+        @app.post(f"/v1/{tab.endpoint}", openapi_extra=_takes(kind), summary=tab.summary)
+        async def run(request: Request) -> dict[str, Any]:
+            return await attended(request, service.tab(tab, await read(request, kind)))
 
     for tab in pages.values():
-        _add_tab(app, service, tab)
-    app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+        add(tab)
+    app.mount("/", _Page(directory=STATIC, html=True), name="page")
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counted, metrics=metrics)  # outermost: what the guard refuses counts too
     return app
 
 
-def _add_tab(app: FastAPI, service: Service, tab: ServeTab) -> None:
-    kind = body_of(tab)
+class _Page(StaticFiles):
+    """The page's files; browsers ask each time whether they have changed."""
 
-    @app.post(f"/v1/{tab.endpoint}", openapi_extra=_takes(kind), summary=tab.summary)
-    async def run(request: Request) -> dict[str, Any]:
-        return await service.tab(tab, await read_body(request, kind))
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work of a request whose body was read, and give it up when the client hangs up.
+
+    Raises:
+        Problem: 408, which nobody reads any more.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Problem(408, "the client hung up")
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
 
 
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
@@ -168,15 +194,18 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(ZimError)
     async def expected(_: Request, error: ZimError) -> Response:
         # what a request cannot know about (missing weights, packages) is the server's to mend
-        status = 422 if isinstance(error, ValueError) else 503
+        status = 422 if isinstance(error, ValueError | OutputError) else 503
         return problem_response(status, " ".join(str(error).split()))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         # the page, mounted over everything, answers what a route refused because of its method
-        if error.status_code == 404 and (allowed := _methods(app, request.url.path)):
+        path = request.url.path
+        if error.status_code in (404, 405) and (allowed := _methods(app, path)):
             detail = f"{request.method} is not answered here; use {allowed}"
             return problem_response(405, detail, {"Allow": allowed})
+        if error.status_code in (404, 405) and path.startswith("/v1/"):
+            return problem_response(404, "there is nothing at this address; see /openapi.json")
         return problem_response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(Exception)

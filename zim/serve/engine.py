@@ -8,13 +8,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ImageError, ZimError
+from zim.errors import ConfigError, ImageError, ZimError
 from zim.images import load_image
 from zim.prompts import Prompt
 from zim.result import Matte
@@ -60,27 +61,29 @@ class Engine:
         #: automatic mattes and tabs take seconds; they must not keep clicks waiting
         self.long_lane = Lane("zim-long", max(1, settings.queue // 4))
         self._devices = _devices(settings.device)
+        self._sources = shown_names(settings.models)
+        self.names = tuple(self._sources)
         self._loaded: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
         self._turn = itertools.count()
         self.states: dict[str, dict[str, Any]] = {
-            name: {"state": "available", "error": None} for name in settings.models
+            name: {"state": "available", "error": None} for name in self.names
         }
         for name, model in (models or {}).items():
             for device in self._devices:
                 self._loaded[name, device] = model
             self.states[name] = {"state": "ready", "error": None}
 
-    def close(self) -> None:
-        """Stop the workers."""
+    def close(self, seconds: float = 10) -> None:
+        """Stop the workers, each within so many seconds unless it is in the middle of something."""
         for lane in (*self.lanes, self.long_lane):
-            lane.close()
+            lane.close(seconds)
 
     def check_model(self, name: str | None) -> str:
         """Return the name of a model that may be used, or raise a 422 problem."""
-        chosen = self.settings.models[0] if name is None else name
-        if chosen not in self.settings.models:
-            known = ", ".join(self.settings.models)
+        chosen = self.names[0] if name is None else name
+        if chosen not in self.names:
+            known = ", ".join(self.names)
             raise Problem(422, f"model {chosen[:80]!r} is not served here; expected one of {known}")
         return chosen
 
@@ -98,7 +101,8 @@ class Engine:
                 return model
             self.states[name] = {"state": "loading", "error": None}
             try:
-                model = load(name, device=device, dtype=self.settings.dtype)
+                source = self._sources[name]
+                model = load(source, device=device, dtype=self.settings.dtype)
             except Exception as error:
                 self.states[name] = {"state": "failed", "error": str(error)}
                 log.warning("model %s cannot be loaded: %s", name, error)
@@ -139,27 +143,34 @@ class Engine:
     def ask(
         self,
         entry: Entry,
-        prompt: Prompt,
-        candidates: int,
+        prompts: Sequence[tuple[Prompt, int]],
         size: Size,
         *,
         soft: bool = False,
-    ) -> Future[Answer]:
-        """Answer a prompt; those for one picture that wait at the same time share a batch.
+    ) -> list[Future[Answer]]:
+        """Answer the prompts of one request; those for one picture that wait share a batch.
 
         Args:
             entry: the picture.
-            prompt: from :meth:`prompt`, for the same size.
-            candidates: 1 for the answer, 3 for the alternatives, in the order of their numbers.
+            prompts: from :meth:`prompt`, for the same size, each with its number of candidates: 1
+                for the answer, 3 for the alternatives, in the order of their numbers.
             size: ``preview`` answers at up to ``PREVIEW`` pixels a side.
             soft: see :attr:`zim.ZimPredictor.soft`.
+
+        Raises:
+            Problem: 429, too many requests wait.
         """
-        job = Job(
-            lambda prompts: self._decode(entry, prompts, candidates, size, soft),
-            prompt,
-            (entry.key, candidates, size, soft),
-        )
-        return self.lanes[entry.worker].submit(job)
+
+        def job(prompt: Prompt, candidates: int) -> Job:
+            return Job(
+                lambda several: self._decode(entry, several, candidates, size, soft),
+                prompt,
+                (entry.key, candidates, size, soft),
+            )
+
+        jobs = [job(*one) for one in prompts]
+        self.lanes[entry.worker].submit(*jobs)
+        return [one.future for one in jobs]
 
     def prompt(self, entry: Entry, raw: dict[str, Any], size: Size) -> Prompt:
         """Check a prompt against the picture and bring it to the size that is asked.
@@ -214,7 +225,7 @@ class Engine:
         predictor.soft = soft  # it is this thread's own
         several = candidates > 1
         mattes, scores, _ = predictor.predict_batch(list(prompts), multimask_output=several)
-        if not several and predictor.model.config.lone_click == "best":
+        if not several and predictor.best_of_three:
             return [
                 self._lone(predictor, *one) for one in zip(prompts, mattes, scores, strict=True)
             ]
@@ -252,6 +263,18 @@ def checked_bytes(data: bytes) -> bytes:
     if not webp and not data.startswith(_MAGIC):
         raise ImageError("the upload is no picture; expected PNG, JPEG, WebP, TIFF, GIF or BMP")
     return data
+
+
+def shown_names(models: Sequence[str]) -> dict[str, str]:
+    """Return the models by the names callers see: of a path on this machine its last part.
+
+    Raises:
+        ConfigError: two of them would have the same name.
+    """
+    names = {Path(m).resolve().name if Path(m).exists() else m: m for m in models}
+    if len(names) < len(set(models)):
+        raise ConfigError(f"two of the models {', '.join(models)} have one name; rename a file")
+    return names
 
 
 def preview_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -8,23 +8,35 @@ import re
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Stroke = Annotated[
     list[Annotated[list[Number], Field(min_length=2, max_length=2)]], Field(max_length=5000)
 ]
+#: formats of files with 16 bits, by output
+DEEP = {"rgba": ("png",), "alpha": ("png", "tiff")}
 _HEX = re.compile(r"#[0-9a-fA-F]{3}(?:[0-9a-fA-F]{3})?")
 
 
 def from_base64(value: Any) -> Any:
-    """Return bytes for base64 text, with or without ``data:...;base64,``; bytes stay."""
+    """Return bytes for base64 text, with or without ``data:...;base64,`` and line breaks.
+
+    Bytes stay.
+    """
     if not isinstance(value, str):
         return value
     text = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("expected base64") from error
 
@@ -64,10 +76,6 @@ class ObjectBody(Body):
     mask: Picture | None = Field(None, description="picture of the mask, of the same size")
     candidate: int = Field(0, ge=0, le=3, description="0 the answer, 1 to 3 an alternative")
 
-    def prompted(self) -> bool:
-        """Tell whether anything was asked for."""
-        return any(v is not None for v in (self.points, self.box, self.scribble, self.mask))
-
 
 class MatteBody(ImageBody, ObjectBody):
     """A prompt and what to return."""
@@ -92,6 +100,39 @@ class MatteBody(ImageBody, ObjectBody):
         if _HEX.fullmatch(value) or value.lower() in ImageColor.colormap:
             return value
         raise ValueError("expected a colour name or #rrggbb")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> MatteBody:
+        problem = self._prompt_problem() or self._answer_problem()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _prompt_problem(self) -> str:
+        beside = sorted(self.model_fields_set & set(ObjectBody.model_fields))
+        if self.objects is not None and beside:
+            return f"{beside[0]} beside objects; put it into one of them"
+        if self.background_image is not None and "background" in self.model_fields_set:
+            return "background and background_image; send one of them"
+        return ""
+
+    def _answer_problem(self) -> str:
+        """Say what of format, depth and the like does not go with the output."""
+        if self.output == "json":
+            if self.refine:
+                return "refine is for files; choose another output than json"
+            return "" if self.format == "png" else "json holds PNG files; leave format out"
+        if self.preview or self.candidates == 3:
+            field = "preview" if self.preview else "candidates 3"
+            return f"{field} is for output json; {self.output} is a file at full size"
+        if self.output == "rgba" and self.format == "jpeg":
+            return "jpeg has no transparency; use png, webp or tiff for rgba"
+        if self.bits == 16 and self.format not in DEEP.get(self.output, ()):
+            return (
+                f"{self.output} as {self.format} has 8 bits; "
+                "16 are for rgba as png, and for alpha as png or tiff"
+            )
+        return ""
 
     def wanted(self) -> list[ObjectBody]:
         """Return the objects asked for; top-level prompts are one object."""

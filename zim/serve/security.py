@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,8 @@ from zim.serve.settings import LOOPBACK, Settings
 
 #: seconds between two parts of a request's body
 PATIENCE = 20.0
+#: seconds for all of it
+LONGEST = 300.0
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
@@ -36,8 +39,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def answer(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -47,14 +54,22 @@ class Guard:
         if refused:
             await problem_response(*refused)(scope, receive, answer)
             return
-        await self.app(scope, self._limited(receive), answer)
+        try:
+            await self.app(scope, self._limited(receive), answer)
+        except asyncio.CancelledError:  # the server ends, and its patience with this request
+            if not begun:
+                await problem_response(503, "the service is stopping")(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         name = _split(f"//{host}")[0]
-        if not self.settings.open_host and name not in LOOPBACK:
-            return 403, "this host name is not served; open the service by its loopback address"
+        served = self.settings.open_host or name in (*LOOPBACK, *self.settings.hosts)
+        if not served:
+            return 403, (
+                "this host name is not served; use the service's loopback address, or start it "
+                "with --name and this name"
+            )
         origin = headers.get("origin")
         if origin is not None and _split(origin)[1] != host:
             return 403, "requests of other sites are refused"
@@ -80,14 +95,15 @@ class Guard:
         return f"the request is larger than {self.settings.max_bytes / 2**20:g} MB"
 
     def _limited(self, receive: Receive) -> Receive:
-        seen, ended = 0, False
+        seen, ended, latest = 0, False, time.monotonic() + LONGEST
 
         async def limited() -> Message:
             nonlocal seen, ended
             if ended:  # afterwards only a disconnect can come, which may take its time
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), PATIENCE)
+                left = min(PATIENCE, latest - time.monotonic())
+                message = await asyncio.wait_for(receive(), left)
             except TimeoutError:
                 return {"type": "http.disconnect"}
             if message["type"] == "http.request":

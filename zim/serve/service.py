@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.images import load_image, read_mask
-from zim.output import encode_alpha, encode_rgb
+from zim.output import encode_alpha, encode_rgb, encode_rgba, quantise
 from zim.prompts import Prompt
 from zim.protocols import ServeTab, TabRequest, TabResult
 from zim.serve.cache import Entry
@@ -27,16 +27,44 @@ T = TypeVar("T")
 SUFFIX = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 
 
+#: bodies over a megabyte that are read at the same time
+UPLOADS = 8
+
+
+@dataclass(eq=False)
+class Desk:
+    """A few threads for file work, and a bound on what waits for them."""
+
+    threads: int
+    name: str
+    entered: int = 0
+    pool: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the pool; its threads start when they are needed."""
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+
+
 @dataclass(eq=False)
 class Service:
-    """The engine, asked from an event loop."""
+    """The engine, asked from an event loop.
+
+    Attributes:
+        engine: models and their workers.
+        quick: what a click needs: bodies, decoding of pictures, previews.
+        slow: files at full size, which take seconds and must not keep clicks waiting.
+        uploads: places for large bodies.
+    """
 
     engine: Engine
-    #: decoding and encoding of files; few threads, so that few pictures are open at once
-    pool: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="zim-files")
-    )
-    _entered: int = 0
+    quick: Desk = field(default_factory=lambda: Desk(2, "zim-files"))
+    slow: Desk = field(default_factory=lambda: Desk(1, "zim-full-size"))
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
+
+    def close(self) -> None:
+        """Drop what has not begun."""
+        for desk in (self.quick, self.slow):
+            desk.pool.shutdown(wait=False, cancel_futures=True)
 
     async def wait(self, future: Future[T], seconds: float) -> T:
         """Wait for a worker; afterwards nobody does, and work not begun is dropped."""
@@ -48,25 +76,37 @@ class Service:
                 raise Problem(429, text, {"Retry-After": "5"}) from error
             raise Problem(503, f"no answer within {seconds:g} s", {"Retry-After": "5"}) from error
 
-    async def in_pool(self, work: Callable[..., T], *args: Any) -> T:
-        """Run file work beside the event loop; what waits for it is bounded as well."""
-        if self._entered >= self.engine.settings.queue * 2:
+    async def in_pool(self, work: Callable[..., T], *args: Any, desk: Desk | None = None) -> T:
+        """Run file work beside the event loop, at the quick desk or another one.
+
+        Raises:
+            Problem: 429, too much waits there.
+        """
+        desk = desk or self.quick
+        if desk.entered >= self.engine.settings.queue * 2:
             raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
-        self._entered += 1
+        desk.entered += 1
         try:
-            future = self.pool.submit(work, *args)
+            future = desk.pool.submit(work, *args)
             return await self.wait(future, self.engine.settings.long_timeout)
         finally:
-            self._entered -= 1
+            desk.entered -= 1
 
     async def entry(self, body: ImageBody) -> Entry:
         """Return the picture a body is about."""
         if (body.image is None) == (body.embedding is None):
             raise Problem(422, "expected either image or embedding")
         if body.embedding is not None:
-            return self.engine.find(body.embedding)
+            entry = self.engine.find(body.embedding)
+            if body.model not in (None, entry.model):
+                text = (
+                    f"the embedding is of model {entry.model}; leave model out, or send the image"
+                )
+                raise Problem(422, text)
+            return entry
         model = self.engine.check_model(body.model)
-        return await self.in_pool(self.engine.open, body.image, model)
+        data, body.image = body.image, None  # once decoded, the file's memory is free
+        return await self.in_pool(self.engine.open, data, model)
 
     async def embed(self, body: ImageBody) -> dict[str, Any]:
         """Encode a picture for prompts to come."""
@@ -99,16 +139,19 @@ class Service:
         size: Size = "preview" if preview else "full"
         seconds = self.engine.settings.timeout if preview else self.engine.settings.long_timeout
         prompts = [await self.in_pool(self._prompt, entry, one, size) for one in objects]
-        futures = []
-        for one, prompt in zip(objects, prompts, strict=True):
-            count = 3 if candidates == 3 or one.candidate else 1
-            futures.append(self.engine.ask(entry, prompt, count, size, soft=soft))
-        return [await self.wait(future, seconds) for future in futures]
+        counts = [3 if candidates == 3 or one.candidate else 1 for one in objects]
+        asked = list(zip(prompts, counts, strict=True))
+        futures = self.engine.ask(entry, asked, size, soft=soft)
+        try:
+            return [await self.wait(future, seconds) for future in futures]
+        finally:
+            for future in futures:  # where one fails, nobody waits for the others
+                future.cancel()
 
     def _prompt(self, entry: Entry, one: ObjectBody, size: Size) -> Prompt:
         """Check a prompt before it takes a place in the queue."""
         prompt = {
-            "points": one.points or None,
+            "points": [[*p, 1][:3] for p in one.points or ()] or None,
             "box": one.box,
             "scribble": one.scribble or None,
             "mask": None if one.mask is None else self._mask(entry, one.mask),
@@ -132,7 +175,8 @@ class Service:
         objects = body.wanted()
         if body.output == "json":
             found = await self.answers(entry, objects, body.candidates, preview=body.preview)
-            shown = await self.in_pool(self._listed, entry, found, objects, body)
+            desk = self.quick if body.preview else self.slow
+            shown = await self.in_pool(self._listed, entry, found, objects, body, desk=desk)
             height, width = entry.size
             return {
                 "embedding": entry.key,
@@ -144,7 +188,7 @@ class Service:
             }
         found = await self.answers(entry, objects, 1, preview=False)
         suffix = SUFFIX[body.format]
-        data = await self.in_pool(self._file, entry, found, objects, body, suffix)
+        data = await self.in_pool(self._file, entry, found, objects, body, suffix, desk=self.slow)
         return data, suffix
 
     def _listed(
@@ -209,12 +253,12 @@ class Service:
         rows = await self.wait(self.engine.long(work), self.engine.settings.long_timeout)
         return self._about(entry, start) | {"objects": rows}
 
-    async def tab(self, tab: ServeTab, body: TabBody) -> dict[str, Any]:
+    async def tab(self, tab: ServeTab, body: ImageBody) -> dict[str, Any]:
         """Let a tab work; boxes it finds become mattes."""
         start = time.perf_counter()
         entry = await self.entry(body)
         alpha: NDArray[np.float32] | None = None
-        if tab.needs_matte:
+        if isinstance(body, TabBody):
             if body.mask is None and not body.objects:
                 raise Problem(422, "expected objects, or mask: what the tab is to work on")
             if body.mask is not None:
@@ -222,7 +266,9 @@ class Service:
             else:
                 objects = body.objects or []
                 found = await self.answers(entry, objects, 1, preview=False, soft=True)
-                alpha = await self.in_pool(lambda: cut(entry, chosen(found, objects)))
+                alpha = await self.in_pool(
+                    lambda: cut(entry, chosen(found, objects)), desk=self.slow
+                )
         values = body.values.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
         request = TabRequest(entry.rgb, alpha, values, self.engine.settings.device)
         result: TabResult = await self.wait(
@@ -230,8 +276,8 @@ class Service:
         )
         answer = self._about(entry, start) | {"notes": list(result.notes)}
         if result.image is not None:
-            answer["image"] = data_url(await self.in_pool(encode_rgb, result.image))
-            return answer
+            png = await self.in_pool(_picture, entry, result.image, desk=self.slow)
+            return answer | {"image": data_url(png)}
         boxes = [
             ObjectBody.model_validate({"box": list(map(float, d.box))}) for d in result.detections
         ]
@@ -262,6 +308,13 @@ def chosen(found: list[Answer], objects: list[ObjectBody]) -> NDArray[np.float32
 def data_url(png: bytes) -> str:
     """Return a PNG as text that a browser and a base64 decoder both understand."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _picture(entry: Entry, image: NDArray[np.uint8]) -> bytes:
+    """Return a tab's picture as PNG, as transparent as the one it was made of."""
+    if entry.alpha is None or image.shape[:2] != entry.size:
+        return encode_rgb(image)
+    return encode_rgba(np.dstack([image, quantise(entry.alpha)]))
 
 
 def _detected(entry: Entry, result: TabResult, found: list[Answer]) -> list[dict[str, Any]]:

@@ -17,12 +17,15 @@ class Settings:
         dtype: as for :func:`zim.load`.
         workers: model workers; they share the devices evenly.
         token: what callers have to show as a bearer token; None lets everyone in.
-        open_host: answer under any host name, not only loopback ones.
+        open_host: answer under any host name, not only loopback ones and ``hosts``.
+        hosts: further host names, those of a proxy in front for example.
         max_bytes: largest request body.
         max_pixels: largest picture, checked in its header before anything is decoded.
-        queue: jobs that may wait for a worker; more are answered with 429.
-        timeout: seconds a prompt may take, waiting included.
-        long_timeout: the same for everything else (automatic mattes, tabs, full-size files).
+        queue: requests that may wait for a worker; more are answered with 429.
+        timeout: seconds that encoding a picture, or a prompt for a preview, may take, waiting
+            included.
+        long_timeout: the same for everything else: prompts at full size, files, automatic mattes,
+            tabs.
         cache_bytes: embeddings and their pictures kept in memory.
     """
 
@@ -32,6 +35,7 @@ class Settings:
     workers: int = 1
     token: str | None = None
     open_host: bool = False
+    hosts: tuple[str, ...] = ()
     max_bytes: int = 32 * 2**20
     max_pixels: int = 40_000_000
     queue: int = 32

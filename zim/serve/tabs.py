@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from zim import plugins
 from zim.errors import ZimError
@@ -44,14 +44,23 @@ def describe(name: str, tab: ServeTab) -> dict[str, Any]:
 
 
 class TabBody(ImageBody):
-    """What every tab takes: a picture and, where it needs a matte, the objects or their matte."""
+    """What a tab that needs a matte takes: a picture, and the objects or their matte."""
 
     objects: list[ObjectBody] | None = Field(None, max_length=32)
     mask: Picture | None = Field(None, description="a matte instead of objects, of the same size")
 
+    @model_validator(mode="after")
+    def _agrees(self) -> TabBody:
+        if self.objects is not None and self.mask is not None:
+            raise ValueError("objects and mask; send one of them")
+        return self
 
-def body_of(tab: ServeTab) -> type[TabBody]:
-    """Return the schema of a tab's requests: a picture, objects and the tab's own fields."""
+
+def body_of(tab: ServeTab) -> type[ImageBody]:
+    """Return the schema of a tab's requests: a picture, the tab's own fields, objects or a mask.
+
+    A tab that works on the picture alone takes neither objects nor a mask.
+    """
     values = create_model(
         f"{tab.endpoint.title()}Values",
         __base__=Body,
@@ -62,7 +71,7 @@ def body_of(tab: ServeTab) -> type[TabBody]:
     )
     return create_model(
         f"{tab.endpoint.title()}Body",
-        __base__=TabBody,
+        __base__=TabBody if tab.needs_matte else ImageBody,
         values=(values, Field(default_factory=values)),
     )
 

@@ -28,12 +28,14 @@ class Job:
         run: called with the payloads of all jobs of one batch; returns a result for each.
         payload: this job's share.
         group: jobs with equal groups may run together; None runs alone.
+        place: whether it takes a place in the queue; of the jobs of one request one does.
         future: the answer; cancelled when nobody waits any more.
     """
 
     run: Callable[[Sequence[Any]], Sequence[Any]]
     payload: Any
     group: Any = None
+    place: bool = True
     future: Future[Any] = field(default_factory=Future[Any])
 
 
@@ -43,7 +45,8 @@ class Lane:
     def __init__(self, name: str, limit: int) -> None:
         """Start the thread; it ends with the process, or with :meth:`close`."""
         self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._limit = limit
+        self._limit, self._waiting = limit, 0
+        self._lock = threading.Lock()
         self.batched = 0
         #: taken from the queue to look for company, not begun yet; the thread's own
         self._held: list[Job | None] = []
@@ -53,24 +56,28 @@ class Lane:
 
     @property
     def waiting(self) -> int:
-        """Return the number of jobs that are not begun yet."""
-        return self._jobs.qsize() + len(self._held)
+        """Return the number of requests that are not begun yet."""
+        return self._waiting
 
-    def submit(self, job: Job) -> Future[Any]:
-        """Queue a job.
+    def submit(self, *jobs: Job) -> Future[Any]:
+        """Queue the jobs of one request, which take one place together; return the first's answer.
 
         Raises:
-            Problem: 429, the queue is full.
+            Problem: 429, the queue is full; none of them is queued.
         """
-        if self.waiting >= self._limit:
-            raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
-        self._jobs.put(job)
-        return job.future
+        with self._lock:
+            if self._waiting >= self._limit:
+                raise Problem(429, "the service is busy; try again shortly", {"Retry-After": "1"})
+            self._waiting += 1
+            for job in jobs:
+                job.place = job is jobs[0]
+                self._jobs.put(job)
+        return jobs[0].future
 
-    def close(self) -> None:
-        """Let the thread end after the work it has."""
+    def close(self, seconds: float = 10) -> None:
+        """Let the thread end after the work it has, and wait for that so many seconds."""
         self._jobs.put(None)
-        self._thread.join(10)
+        self._thread.join(seconds)
 
     def _loop(self) -> None:
         while True:
@@ -84,6 +91,8 @@ class Lane:
                 same = same[: BATCH - 1]
                 self._held = [j for j in self._held if j not in same]
                 batch += same
+            with self._lock:
+                self._waiting -= sum(j.place for j in batch)
             self._run([j for j in batch if j.future.set_running_or_notify_cancel()])
             del job, batch  # a picture must not live on in an idle thread
             self._untidied += 1

@@ -1,8 +1,19 @@
 // Requests to the service. A token given as #token=... stays in this tab and leaves the address.
 const found = /#token=([^&]+)/.exec(location.hash);
 if (found) {
-  sessionStorage.setItem("zim-token", decodeURIComponent(found[1]));
+  sessionStorage.setItem("zim-token", plain(found[1]));
   history.replaceState(null, "", location.pathname);
+}
+
+export const hasToken = () => Boolean(sessionStorage.getItem("zim-token"));
+
+// A token may have been copied with its percent signs as they are.
+function plain(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 async function send(path, options = {}) {
@@ -38,6 +49,7 @@ async function patient(path, options) {
 }
 
 export const info = async () => (await send("v1/models")).json();
+export const fetched = async (path) => (await send(path)).blob();
 
 export async function post(path, body, signal) {
   const options = {
@@ -49,11 +61,11 @@ export async function post(path, body, signal) {
   return patient(path, options);
 }
 
-export async function embed(blob, model) {
+export async function embed(blob, model, signal) {
   const form = new FormData();
   form.append("image", blob, "picture");
   form.append("model", model);
-  return (await patient("v1/embeddings", { method: "POST", body: form })).json();
+  return (await patient("v1/embeddings", { method: "POST", body: form, signal })).json();
 }
 
 export const base64 = (blob) =>

@@ -2,12 +2,16 @@
 export const COLOURS = [
   [91, 91, 240], [235, 94, 85], [28, 168, 98], [240, 160, 30], [190, 80, 220], [20, 160, 190], [230, 90, 150], [120, 130, 30],
 ];
+// The service refuses more in one request.
+export const MOST = { objects: 32, points: 200, strokes: 100, stroke: 2000 };
+const KEPT = 48; // mattes, besides those of the objects there are
 
 const blank = (number) => ({ number, points: [], box: null, scribble: [], candidate: 0, label: null });
 
 export class Store {
-  constructor(changed) {
-    this.changed = changed;
+  // `refused` is called with a sentence when an edit would go beyond MOST.
+  constructor(changed, refused) {
+    Object.assign(this, { changed, refused });
     this.mattes = new Map();
     this.reset();
   }
@@ -30,7 +34,14 @@ export class Store {
 
   // Apply a change and remember the state after it.
   edit(change) {
+    const before = this.snapshot();
     change(this);
+    const excess = this.excess();
+    if (excess) {
+      this.restore(before);
+      return this.refused(excess);
+    }
+    if (this.snapshot() === before) return;
     this.past.length = this.at + 1;
     this.past.push(this.snapshot());
     if (this.past.length > 300) this.past.shift();
@@ -38,11 +49,23 @@ export class Store {
     this.changed();
   }
 
+  excess() {
+    const over = (many, most) => this.objects.some((o) => o[many].length > most);
+    if (this.objects.length > MOST.objects) return `There are ${MOST.objects} objects, which is the most. Remove one first.`;
+    if (over("points", MOST.points)) return `This object has ${MOST.points} clicks, which is the most. Undo some, or draw a box.`;
+    if (over("scribble", MOST.strokes)) return `This object has ${MOST.strokes} strokes, which is the most. Undo some.`;
+    return "";
+  }
+
+  restore(snapshot) {
+    [this.objects, this.active] = JSON.parse(snapshot);
+  }
+
   step(by) {
     const to = this.at + by;
     if (to < 0 || to >= this.past.length) return;
     this.at = to;
-    [this.objects, this.active] = JSON.parse(this.past[to]);
+    this.restore(this.past[to]);
     this.changed();
   }
 
@@ -59,6 +82,7 @@ export class Store {
   remove(index) {
     this.objects.splice(index, 1);
     if (!this.objects.length) this.objects.push(blank(1));
+    if (index < this.active) this.active -= 1;
     this.active = Math.min(this.active, this.objects.length - 1);
   }
 
@@ -82,9 +106,12 @@ export class Store {
     return this.mattes.get(this.key(object));
   }
 
+  // Keep a matte; the oldest go, but none that is shown.
   keep(key, matte) {
     this.mattes.set(key, matte);
-    while (this.mattes.size > 48) this.mattes.delete(this.mattes.keys().next().value);
+    const shown = new Set(this.objects.map((o) => this.key(o)));
+    const spare = [...this.mattes.keys()].filter((k) => !shown.has(k));
+    spare.slice(0, Math.max(0, spare.length - KEPT)).forEach((k) => this.mattes.delete(k));
   }
 
   filled() {

@@ -1,6 +1,4 @@
 // Pages of other parts: a form drawn from what the service says, and what comes back.
-import { post } from "./api.js";
-
 function input(field) {
   const label = document.createElement("label");
   label.className = "field";
@@ -44,20 +42,22 @@ export function drawTab(page, tab, app) {
   actions.className = "actions";
   page.append(about, ...inputs.map(([, one]) => one.label), run, actions);
   const work = async () => {
+    if (run.disabled) return;
     if (!app.ready()) return app.say("Open a picture first.", "bad");
     if (tab.needs_matte && !app.objects().length) return app.say("Select an object first: click on it.", "bad");
     run.disabled = true;
     actions.replaceChildren();
     app.say(`${tab.title}: working…`, "busy");
     try {
-      const body = { embedding: await app.embedding(), values: Object.fromEntries(inputs.map(([n, one]) => [n, one.read()])) };
+      const body = { values: Object.fromEntries(inputs.map(([n, one]) => [n, one.read()])) };
       if (tab.needs_matte) body.objects = app.objects();
-      const answer = await (await post(tab.endpoint.slice(1), body)).json();
-      app.say(answer.notes.join(" ") || "Done.", "", 4000);
+      const answer = await app.ask(tab.endpoint.slice(1), body);
       if (answer.image) await result(answer.image);
-      else app.take(answer.objects);
+      app.say(answer.notes.join(" ") || "Done.", "", 4000);
+      if (answer.objects) app.take(answer.objects);
     } catch (error) {
-      app.say(error.message, "bad");
+      app.failed(error);
+      if (app.signal.aborted) app.say(`${tab.title}: stopped.`, "", 3000);
     } finally {
       run.disabled = false;
     }
@@ -70,9 +70,9 @@ export function drawTab(page, tab, app) {
       made.onclick = act;
       actions.append(made);
     };
-    button("Download", () => app.save(blob, `${tab.name}.png`));
+    button("Download", () => app.save(blob, tab.name));
     button("Go on with this picture", () => app.open(blob));
-    button("Back", () => (app.after(null), actions.replaceChildren()));
+    button("Back", app.back);
   }
   run.onclick = work;
   page.onkeydown = (event) => {

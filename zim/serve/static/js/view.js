@@ -1,8 +1,9 @@
 // The canvas: what is drawn, zoom and pan, and what pointers mean.
 import { merge, paint } from "./mattes.js";
-import { colourOf } from "./store.js";
+import { MOST, colourOf } from "./store.js";
 
 const CLICK = 5; // pixels a pointer may move and still be a click
+const BESIDE = 8; // most clicks that a stroke of the brush beside the object becomes
 
 export class View {
   constructor(canvas, store, on) {
@@ -12,7 +13,8 @@ export class View {
     this.pointers = new Map();
     this.draft = null;
     this.layers = null;
-    new ResizeObserver(() => this.fit()).observe(canvas);
+    this.fitted = true; // nobody has zoomed or moved the picture
+    new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("pointerdown", (e) => this.down(e));
     canvas.addEventListener("pointermove", (e) => this.move(e));
     canvas.addEventListener("pointerup", (e) => this.up(e));
@@ -28,11 +30,21 @@ export class View {
     this.fit();
   }
 
-  fit() {
+  // Take the size of the window; what is in the middle stays there unless the whole picture is shown.
+  resize() {
     const { clientWidth: w, clientHeight: h } = this.canvas;
     const ratio = window.devicePixelRatio || 1;
+    this.x += (w - this.canvas.width / ratio) / 2;
+    this.y += (h - this.canvas.height / ratio) / 2;
     this.canvas.width = Math.round(w * ratio);
     this.canvas.height = Math.round(h * ratio);
+    if (this.fitted) this.fit();
+    else this.draw();
+  }
+
+  fit() {
+    const { clientWidth: w, clientHeight: h } = this.canvas;
+    this.fitted = true;
     if (this.bitmap) {
       const narrow = w < 640;
       const [left, edge] = narrow ? [12, 12] : [76, 28];
@@ -50,6 +62,7 @@ export class View {
     this.x = cx - ((cx - this.x) * next) / this.scale;
     this.y = cy - ((cy - this.y) * next) / this.scale;
     this.scale = next;
+    this.fitted = false;
     this.draw();
   }
 
@@ -86,13 +99,8 @@ export class View {
     context.imageSmoothingQuality = "high";
     const put = (picture) => context.drawImage(picture, this.x, this.y, w, h);
     if (this.after) {
-      put(this.bitmap);
-      context.save();
-      context.beginPath();
-      context.rect(this.x + w * this.split, this.y, w, h);
-      context.clip();
-      put(this.after);
-      context.restore();
+      this.part(context, this.x, w * this.split, h, () => put(this.bitmap));
+      this.part(context, this.x + w * this.split, w * (1 - this.split), h, () => put(this.after));
       context.fillStyle = "#fff";
       context.fillRect(this.x + w * this.split - 1, this.y, 2, h);
     } else if (this.mode === "overlay" || !this.layers.all) {
@@ -114,6 +122,16 @@ export class View {
     }
     if (!this.after) this.marks(context);
     this.on.zoomed(this.scale);
+  }
+
+  // Draw between two sides only: either picture may be transparent.
+  part(context, left, w, h, draw) {
+    context.save();
+    context.beginPath();
+    context.rect(left, this.y, w, h);
+    context.clip();
+    draw();
+    context.restore();
   }
 
   background(context, w, h) {
@@ -155,17 +173,9 @@ export class View {
       }
       context.setLineDash([]);
     }
-    const strokes = this.draft?.stroke ? [...object.scribble, this.draft.stroke] : object.scribble;
-    context.lineCap = context.lineJoin = "round";
-    for (const [style, width] of [["rgba(255,255,255,.9)", 7], [colour, 4]]) {
-      context.strokeStyle = style;
-      context.lineWidth = width;
-      for (const stroke of strokes) {
-        context.beginPath();
-        stroke.forEach((p, i) => context[i ? "lineTo" : "moveTo"](...at(p)));
-        context.stroke();
-      }
-    }
+    this.strokes(context, object.scribble, colour, at);
+    const { stroke, negative } = this.draft || {};
+    if (stroke) this.strokes(context, [stroke], negative ? "#e0404e" : colour, at);
     for (const [x, y, label] of object.points) {
       const [px, py] = at([x, y]);
       context.beginPath();
@@ -183,6 +193,19 @@ export class View {
         context.lineTo(px, py + 3);
       }
       context.stroke();
+    }
+  }
+
+  strokes(context, strokes, colour, at) {
+    context.lineCap = context.lineJoin = "round";
+    for (const [style, width] of [["rgba(255,255,255,.9)", 7], [colour, 4]]) {
+      context.strokeStyle = style;
+      context.lineWidth = width;
+      for (const stroke of strokes) {
+        context.beginPath();
+        stroke.forEach((p, i) => context[i ? "lineTo" : "moveTo"](...at(p)));
+        context.stroke();
+      }
     }
   }
 
@@ -216,7 +239,7 @@ export class View {
     const start = this.where(event);
     const negative = event.button === 2 || event.altKey || this.negative;
     this.draft = { pan, start, negative, screen: [event.clientX, event.clientY], moved: false };
-    if (this.tool === "brush" && !pan && event.button === 0) this.draft.stroke = [this.pixel(start)];
+    if (this.tool === "brush" && !pan) this.draft.stroke = [this.pixel(start)];
   }
 
   spread() {
@@ -244,10 +267,12 @@ export class View {
     if (draft.pan) {
       this.x += event.clientX - last[0];
       this.y += event.clientY - last[1];
+      this.fitted = false;
     } else if (draft.stroke) {
       const point = this.pixel(this.where(event));
       const end = draft.stroke[draft.stroke.length - 1];
-      if (draft.stroke.length < 2000 && (point[0] !== end[0] || point[1] !== end[1])) draft.stroke.push(point);
+      if (point[0] !== end[0] || point[1] !== end[1]) draft.stroke.push(point);
+      if (draft.stroke.length > MOST.stroke) draft.stroke = draft.stroke.filter((_, i) => i % 2 === 0);
     } else if (draft.moved && this.tool === "click") {
       const [a, b] = [draft.start, this.where(event)];
       const clamp = (v, most) => Math.min(most, Math.max(0, v));
@@ -269,12 +294,17 @@ export class View {
     }
     const draft = this.draft;
     this.draft = null;
-    if (!draft || draft.pan || this.after) return;
+    if (!draft || draft.pan) return;
+    if (this.after) {
+      if (!draft.moved) this.on.back();
+      return;
+    }
     if (draft.box) {
       const [x0, y0, x1, y1] = draft.box;
       if (x1 - x0 >= 2 && y1 - y0 >= 2) this.on.box(draft.box);
-    } else if (draft.stroke) this.on.stroke(draft.stroke);
-    else if (!draft.moved && this.inside(draft.start)) this.on.click([...this.pixel(draft.start), draft.negative ? 0 : 1]);
+    } else if (draft.stroke && draft.negative) this.on.clicks(along(draft.stroke, BESIDE).map((p) => [...p, 0]));
+    else if (draft.stroke) this.on.stroke(draft.stroke);
+    else if (!draft.moved && this.inside(draft.start)) this.on.clicks([[...this.pixel(draft.start), draft.negative ? 0 : 1]]);
     this.draw();
   }
 
@@ -290,4 +320,14 @@ export class View {
     const rect = this.canvas.getBoundingClientRect();
     this.zoom(Math.exp(-event.deltaY * 0.0015), event.clientX - rect.left, event.clientY - rect.top);
   }
+}
+
+// At most `most` points of a stroke, evenly along its length, both ends among them.
+function along(stroke, most) {
+  const lengths = [0];
+  for (let i = 1; i < stroke.length; i += 1)
+    lengths.push(lengths[i - 1] + Math.hypot(stroke[i][0] - stroke[i - 1][0], stroke[i][1] - stroke[i - 1][1]));
+  const step = lengths[lengths.length - 1] / (most - 1);
+  if (stroke.length <= most) return stroke;
+  return Array.from({ length: most }, (_, i) => stroke[Math.max(0, lengths.findLastIndex((l) => l <= i * step + 1e-6))]);
 }
