@@ -82,7 +82,7 @@ def test_clicks_on_the_page_become_an_object(tmp_path):
         camera = scene.views[page.index].camera
         origins, directions = camera.rays(torch.tensor([int(y) * camera.width + int(x)]))
         page.click(origins[0].numpy(), directions[0].numpy())
-        assert page.points == [pytest.approx((int(x) + 0.5, int(y) + 0.5), abs=1e-3)]
+        assert page.points == [pytest.approx((int(x), int(y)), abs=1e-3)]
         page.click(origins[0].numpy(), -directions[0].numpy())
         assert "beside" in page.status.content
         page.lift()
