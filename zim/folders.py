@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: files that are taken from folders; HEIC cannot be read, and its message says what to do
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
-    *(".tif", ".tiff", ".avif", ".heic"),
-)
+#: files that are taken from folders; HEIC is not, since nothing here can read it
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 def is_picture(path: Path) -> bool:

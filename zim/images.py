@@ -113,10 +113,12 @@ def read_alpha(source: Any, max_pixels: int | None = None) -> NDArray[np.float32
 def read_mask(source: Any, max_pixels: int | None = None) -> NDArray[np.float32]:
     """Read a mask that someone painted or exported, as :func:`read_alpha` reads mattes.
 
-    A picture of nothing but zeros and ones (of 255) is a binary mask: its ones are 1.
+    A picture of nothing but zeros and ones (of 255) is a binary mask: its ones are 1. Arrays and
+    tensors of floats are mattes, however faint.
     """
     alpha = read_alpha(source, max_pixels)
-    if 0 < alpha.max() <= np.float32(1 / 255):
+    floats = "float" in str(getattr(source, "dtype", ""))
+    if not floats and 0 < alpha.max() <= np.float32(1 / 255):
         return (alpha > 0).astype(np.float32)
     return alpha
 

@@ -28,7 +28,7 @@ _ended = False
 
 def rank_and_world() -> tuple[int, int]:
     """Return this process's place under torchrun (``RANK``, ``WORLD_SIZE``); 0 of 1 without."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("RANK") or "0"), int(os.environ.get("WORLD_SIZE") or "1")
 
 
 class Workers:

@@ -361,3 +361,12 @@ def test_files_that_are_no_pictures(tmp_path):
         with pytest.raises(ImageError, match=says) as caught:
             load_image(path)
         assert str(path) in _one_line(caught) or repr(path) in _one_line(caught)
+
+
+def test_masks_of_zeros_and_ones_are_binary_and_faint_mattes_are_not() -> None:
+    ones = np.array([[0, 1], [1, 1]], np.uint8)
+    assert images.read_mask(ones).tolist() == [[0, 1], [1, 1]]
+    assert images.read_mask(Image.fromarray(ones)).tolist() == [[0, 1], [1, 1]]
+    faint = np.full((2, 2), 0.003, np.float32)
+    assert np.array_equal(images.read_mask(faint), faint)
+    assert np.array_equal(images.read_mask(torch.from_numpy(faint)), faint)

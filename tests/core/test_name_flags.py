@@ -34,6 +34,7 @@ def test_commas_and_spaces_mean_the_same(words: list[str]) -> None:
         (["--model", "nanno"], "unknown model 'nanno'; did you mean 'nano'?"),
         (["--model", "grabcut"], "grabcut is for zim matte, batch and eval"),
         (["--model", "coco"], "unknown model 'coco'"),
+        (["--model", "grabcutt"], "unknown model 'grabcutt'; expected one of nano"),
         (["--models", "nano,grabcutt"], "did you mean 'grabcut'?"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_system_that_is_missing_keeps_its_row(root, tmp_path, monkeypatch):
     assert run(root, tmp_path / "out", models="smat,grabcut") == 1
     table = (tmp_path / "out/table1.csv").read_text()
     assert 'smat,-,"not run: smat is not packaged' in table
-    assert "grabcut,box,measured,3" in table
+    assert "grabcut,box,measured,2 + 1" in table
 
 
 def test_other_settings_do_not_mix(root, tmp_path, capsys):

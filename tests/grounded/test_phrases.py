@@ -59,6 +59,15 @@ def test_plain_text_holds_no_delimiter():
         ("a pair of my shoes", None, "pair"),
         ("left of the dog", None, "left"),
         ("it's a dog", None, "dog"),
+        ("white running dog", None, "dog"),
+        ("old running shoes", None, "shoes"),
+        ("dog running in a field", None, "dog"),
+        ("the dog that's on the left", None, "dog"),
+        ("man in front of the car", None, "man"),
+        ("cat on top of the table", None, "cat"),
+        ("one of the dogs", None, "one"),
+        ("chest of drawers", None, "chest"),
+        ("plate of this car", Part("this car", "plate"), "plate"),
     ],
 )
 def test_parts_and_heads(phrase, part, head):

@@ -296,12 +296,17 @@ def ball(soft: float) -> np.ndarray:
     return np.clip((12 - np.hypot(y - 20, x - 25)) / soft + 0.5, 0, 1)
 
 
-@pytest.mark.parametrize("kind", ["grey", "alpha", "palette", "soft", "colour"])
+@pytest.mark.parametrize(
+    "kind", [*("grey", "alpha", "palette", "soft", "colour"), *("squeezed", "void", "pale")]
+)
 def test_masks_of_every_kind_are_read_as_they_are_meant(kind: str, tmp_path: Path) -> None:
     hard, soft = ball(1e-3) > 0.5, np.rint(255 * ball(6)).astype(np.uint8)
     colour = np.zeros((40, 50, 3), np.uint8)
     colour[hard, 0] = 255
     colour[hard & (np.arange(50) > 25)] = (0, 255, 0)
+    classes = np.add.outer(np.arange(40) // 10, 4 * (np.arange(50) // 20)) + 1
+    void = np.where(hard, classes, 0).astype(np.uint8)
+    void[0, :5] = 255
     palette = Image.fromarray(hard.astype(np.uint8) * (1 + (np.arange(50) > 25)).astype(np.uint8))
     palette = palette.convert("P")
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
@@ -311,14 +316,20 @@ def test_masks_of_every_kind_are_read_as_they_are_meant(kind: str, tmp_path: Pat
         "palette": palette,
         "soft": Image.fromarray(soft),
         "colour": Image.fromarray(colour),
+        "squeezed": Image.fromarray(np.uint8(255) * hard).convert("RGB").quantize(2),
+        "void": Image.fromarray(void),
+        "pale": Image.fromarray(np.rint(254 * ball(6)).astype(np.uint8)),
     }[kind]
     root = folder_set(tmp_path / kind, mask)
     (found,), _, _ = collect("folder", root)
-    assert np.array_equal(found.masks["all"], soft >= 128 if kind == "soft" else hard)
+    truth = {"soft": soft >= 128, "pale": ball(6) > 0.5, "void": void > 0}
+    assert np.array_equal(found.masks["all"], truth.get(kind, hard))
     each, _, excluded = collect("folder", root, Protocol(classes="each"))
-    said = {"soft": "which are no labels", "colour": "one number per class"}
+    said = {"colour": "one number per class"} | dict.fromkeys(("soft", "pale"), "no labels")
     if kind in said:
         assert said[kind] in excluded[0].reason
+    elif kind == "void":
+        assert len(each[0].masks) == len(np.unique(void)) - 1
     else:
         names = {"palette": ["class1", "class2"]}.get(kind, ["class255"])
         assert list(each[0].masks) == names
@@ -326,8 +337,11 @@ def test_masks_of_every_kind_are_read_as_they_are_meant(kind: str, tmp_path: Pat
 
 def test_masks_that_hold_no_labels_and_names_used_twice_are_told(tmp_path: Path) -> None:
     mask = Image.fromarray(np.where(ball(1e-3) > 0.5, 255, 0).astype(np.uint8))
-    _, _, excluded = collect("folder", folder_set(tmp_path / "a", mask, "x.jpg"))
+    root = folder_set(tmp_path / "a", mask, "x.jpg")
+    _, _, excluded = collect("folder", root, Protocol(classes="each"))
     assert "the mask x.jpg is a JPEG" in excluded[0].reason
+    (found,), _, _ = collect("folder", root)
+    assert np.array_equal(found.masks["all"], ball(1e-3) > 0.5)
     root = folder_set(tmp_path / "b", mask)
     mask.save(root / "images" / "x.bmp")
     with pytest.raises(ZimError, match=r"x\.png has the name of another file"):

@@ -123,7 +123,11 @@ def _write(
         for row in runner.read_results(output, fits)
         if row["model"] in models and row["prompt"] in settings.prompts
     ]
-    excluded = {(row["key"], row["excluded"]): None for row in results if "excluded" in row}
+    excluded: dict[tuple[str, str], list[str]] = {}
+    for row in results:
+        if "excluded" in row:
+            kinds = excluded.setdefault((row["key"], row["excluded"]), [])
+            kinds += [row["prompt"]] if row["prompt"] not in kinds else []
     rows = scored(results)
     expected = len(samples) * len(settings.prompts) * (len(models) - len(missing))
     report.metrics = {
@@ -137,7 +141,9 @@ def _write(
     lines.append(_protocol(settings))
     if excluded:
         lines.append(f"Excluded, never scored ({len(excluded)}):\n")
-        lines += [f"- {key}: {why}" for key, why in excluded]
+        for (key, why), kinds in excluded.items():
+            part = "" if len(kinds) == len(settings.prompts) else f" ({kinds[0]} only)"
+            lines.append(f"- {key}: {why}{part}")
     text = "\n".join(lines) + "\n"
     atomic_write(output / "tables.md", text.encode())
     report.outputs["report"] = str(output / "tables.md")
@@ -168,7 +174,8 @@ def _write(
     report.lines += [text, f"written to {output}"]
     if excluded:
         sys.stderr.write(
-            f"zim eval: {report.metrics['excluded']} samples excluded, see tables.md\n"
+            f"zim eval: {report.metrics['excluded']} samples excluded, in whole or for one prompt; "
+            "see tables.md\n"
         )
 
 

@@ -82,6 +82,8 @@ def evaluate(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     wanted = asdict(settings) | {"samples": len(samples)}
+    if settings.max_side is not None and any(s.prompt is not None for s in samples):
+        wanted["scaled_prompts"] = "pixel centres"  # earlier versions scaled corners
     del wanted["prompts"]  # further prompts may join
     check_settings(output, wanted, write=rank == 0)
     mine = list(samples)[rank::world]

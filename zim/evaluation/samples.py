@@ -126,11 +126,10 @@ def _prompt(
 ) -> Prompt:
     """Return one kind of prompt, in pixels of ``alpha``; ``whole`` is the size of its file."""
     if sample.prompt is None:
-        drawn = drawn_prompt(alpha, sample.key, seed)
         size = (alpha.shape[0], alpha.shape[1])
         if kind == "box":
-            return Prompt.create(size, box=drawn["bbox"])
-        return Prompt.create(size, points=drawn["point"])
+            return Prompt.create(size, box=mask_box(alpha, BOX_ALPHA))
+        return Prompt.create(size, points=[(*inner_point(alpha, sample.key, seed), 1)])
     given = _given(sample.prompt, (kind,))
     factor = np.array([alpha.shape[1] / whole[1], alpha.shape[0] / whole[0]], np.float32)
     if kind == "box":
@@ -162,19 +161,12 @@ def _rgb(path: Path, state: tuple[int, int] | None) -> np.ndarray:
     return load_image(path).rgb
 
 
-def drawn_prompt(alpha: np.ndarray, key: str, seed: int) -> dict[str, Any]:
-    """Draw our prompts from a true matte: a tight box and one click well inside.
-
-    The box encloses alpha > 0.1. The click is drawn, seeded by the sample's key, where alpha > 0.9
-    (or 0.9 of the largest alpha) and the distance to the rim is at least 90 % of the largest.
-    """
-    box = [float(v) for v in mask_box(alpha, BOX_ALPHA)]
-    x, y = inner_point(alpha, key, seed)
-    return {"point": [[float(x), float(y), 1]], "bbox": box}
-
-
 def inner_point(alpha: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """A click well inside the object: float32 (x, y), the same for the same name and seed."""
+    """Draw a click well inside the object: float32 (x, y), the same for the same name and seed.
+
+    It lies where alpha > 0.9 (or 0.9 of the largest alpha) and the distance to the rim is at least
+    90 % of the largest.
+    """
     solid = (alpha > min(CLICK_ALPHA, CLICK_ALPHA * float(alpha.max()))).astype(np.uint8)
     # The frame's rim counts as the object's rim, so padding comes before the transform.
     padded = cv2.copyMakeBorder(solid, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)

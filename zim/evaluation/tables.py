@@ -113,7 +113,8 @@ def _by_metric(
             if not mine:
                 continue
             cells = [_mean(mine, g, m) for g in groups for m in METRICS]
-            lines.append((model, prompt, "measured", str(len(mine)), *cells))
+            counts = [str(sum(r["group"] == g for r in mine)) for g in groups]
+            lines.append((model, prompt, "measured", " + ".join(counts), *cells))
     if dataset == "micromat3k":
         for row in paper.table1():
             cells = [_number(row["cells"].get((g, m))) for g in groups for m in METRICS]

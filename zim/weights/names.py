@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from zim import plugins
 from zim.errors import CheckpointError
 from zim.weights.registry import REGISTRY
 from zim.weights.rivals import RIVALS
@@ -33,11 +32,14 @@ def check_name(name: str, *, rivals: bool = False, also: Sequence[str] = ()) -> 
     known = {*REGISTRY, *RIVALS, *also}
     if name in known or "/" in name or Path(name).exists():
         return
+    usable = set(_loadable(also))
     if rivals:
-        known |= set(plugins.names("zim.segmenters"))
-        if name in known:
+        from zim import plugins  # importlib.metadata takes its time, and --help does not need it
+
+        usable |= {*RIVALS, *plugins.names("zim.segmenters")}
+        if name in usable:
             return
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    close = difflib.get_close_matches(name, sorted(usable), n=1, cutoff=0.75)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise CheckpointError(
         f"unknown model {name!r}; {hint}expected one of {_listed(also)}, "
@@ -62,6 +64,10 @@ def weights_hash(name: str) -> str:
     return digest.hexdigest()
 
 
-def _listed(also: Sequence[str]) -> str:
+def _loadable(also: Sequence[str]) -> list[str]:
     loadable = [row.name for row in REGISTRY.values() if row.loadable]
-    return ", ".join(dict.fromkeys((*also, *loadable)))
+    return list(dict.fromkeys((*also, *loadable)))
+
+
+def _listed(also: Sequence[str]) -> str:
+    return ", ".join(_loadable(also))

@@ -21,9 +21,13 @@ def _words(text: str) -> frozenset[str]:
 
 #: words that put what follows them behind what they say about: "handle OF the mug"
 _RELATIONS = _words(
-    "of with on in at from by to near behind under beside above below between inside over next "
-    "who that which whose is are was were wearing holding standing sitting lying looking walking "
-    "running riding carrying"
+    "of with on in at from by to near behind under beside above below between next "
+    "who that which whose is are was were"
+)
+#: these do so only before an article, a pronoun or another such word: "dog RUNNING in a field", but
+#: "white running dog", "big inside pocket"
+_PARTICIPLES = _words(
+    "wearing holding standing sitting lying looking walking running riding carrying inside over"
 )
 #: what follows "of" is no owner after these: "a pair of my shoes"
 _GROUPS = _words(
@@ -32,12 +36,17 @@ _GROUPS = _words(
 )
 #: nor after these where nothing says which one is meant: "glass of water", not "glass of the lamp"
 _CONTAINERS = _words(
-    "glass cup mug bottle bowl plate jar can box bag basket bucket bouquet vase piece slice loaf "
-    "sheet pot tin pack tower house field"
+    "glass cup mug bottle bowl plate dish jar can box bag basket bucket bouquet vase piece slice "
+    "loaf sheet pot tin pack tower house field chest bar ball roll barrel carton jug"
 )
-#: who owns nothing that can be seen: "it's a dog"
-_PRONOUNS = _words("it that this there here he she what who let")
+#: who owns nothing that can be seen: "it's a dog", "the man who's wearing a hat"
+_PRONOUNS = _words("it that this there here he she what who which let")
+#: what follows "'s" is no part after it: "the girl's is red"
+_VERBS = _words("is are was were on in at not")
+#: "one of the dogs" is one of them
+_NUMBERS = _words("one two three four five six some any all none both each most many few")
 _ARTICLES = ("the", "a", "an", "my", "his", "her", "its", "their", "your", "our")
+_POINTING = (*_ARTICLES, "this", "that", "these", "those")
 
 
 def split_phrases(texts: Sequence[str]) -> list[str]:
@@ -86,19 +95,27 @@ def part_of(phrase: str) -> Part | None:
     if match := re.fullmatch(r"(.+?)\s*>\s*(.+)", text):
         return Part(match[1], match[2])
     if match := re.fullmatch(r"(.+?)(?:'s|(?<=s)')\s+(.+)", text, re.IGNORECASE):
-        return None if match[1].lower() in _PRONOUNS else Part(match[1], match[2])
+        said = match[1].lower().split()[-1], match[2].lower().split()[0]
+        verb = said[0] in _PRONOUNS or said[1] in _VERBS
+        return None if verb else Part(match[1], match[2])
     if match := re.fullmatch(r"(.+?)\s+of\s+(.+)", text, re.IGNORECASE):
         return None if _holds(match[1], match[2]) else Part(match[2], match[1])
     return None
 
 
 def _holds(one: str, other: str) -> bool:
-    """Tell whether "one of other" is a thing of its own: a glass of water, a pair of shoes."""
-    head = plain(one).split()[-1:]
-    word = head[0] if head else ""
+    """Tell whether "one of other" is no part of the other: a glass of water, a pair of shoes.
+
+    Nor is it one where the first says where something is: "man in front of the car".
+    """
+    words = without_articles(one).split()
+    word = words[-1] if words else ""
     forms = {word, word.removesuffix("s"), word.removesuffix("es")}
-    loose = plain(other).split()[:1] not in [[article] for article in _ARTICLES]
-    return bool(forms & _GROUPS) or (loose and bool(forms & _CONTAINERS))
+    first = other.split()[0]
+    loose = first.lower() not in _POINTING and not first[0].isupper() and "'s" not in other
+    if len(words) > 1 and any(w in _RELATIONS for w in words[1:-1]):
+        return True
+    return bool(forms & (_GROUPS | _NUMBERS)) or (loose and bool(forms & _CONTAINERS))
 
 
 def head_word(phrase: str) -> str:
@@ -111,15 +128,17 @@ def head_word(phrase: str) -> str:
 def subject(phrase: str) -> list[str]:
     """Return the plain words of a phrase up to the first relation: "red cat on a table", 2."""
     words = re.findall(r"[\w'-]+", without_articles(phrase))
-    for i, word in enumerate(words):
-        if word in _RELATIONS and i:
+    for i, word in enumerate(words[:-1]):
+        follows = words[i + 1] in _RELATIONS or words[i + 1] in _POINTING
+        if i and (word.removesuffix("'s") in _RELATIONS or (word in _PARTICIPLES and follows)):
             return words[:i]
     return words
 
 
 def has_relation(phrase: str) -> bool:
     """Tell whether a phrase names two things, of which only the head is meant."""
-    return part_of(phrase) is not None or any(w in _RELATIONS for w in plain(phrase).split()[1:])
+    words = re.findall(r"[\w'-]+", without_articles(phrase))
+    return part_of(phrase) is not None or len(subject(phrase)) < len(words)
 
 
 def without_articles(phrase: str) -> str:

@@ -31,7 +31,7 @@ from zim_grounded.detectors import default_name, load_detector
 from zim_grounded.files import Instance, Target, own_files, read_table, write_results
 from zim_grounded.locate import Located, locate
 from zim_grounded.mattes import distinct, mattes_of, take_away
-from zim_grounded.phrases import split_phrases
+from zim_grounded.phrases import plain, split_phrases
 from zim_grounded.scribbles import read_scribble
 
 #: what is used without --image: a cut-out dog and an umbrella laid over a photograph
@@ -154,7 +154,9 @@ class Work:
             return True
         if self.args.skip_existing:
             table = read_table(target)
-            if not self.args.scribble and self.phrases and table.get("phrases") != self.phrases:
+            if not table:
+                return True  # cut short, or somebody else's: done again
+            if not self.args.scribble and self.phrases and not self._same_phrases(table):
                 text = f"{target.table} is about other phrases; use --overwrite or another --output"
                 self._fail(target, ZimError(text), {})
                 return False
@@ -170,6 +172,10 @@ class Work:
             text = f"{target.table} exists; use --overwrite or --skip-existing"
             self._fail(target, ZimError(text), {})
         return False
+
+    def _same_phrases(self, table: dict[str, Any]) -> bool:
+        then = [plain(str(phrase)) for phrase in table.get("phrases") or ()]
+        return then == [plain(phrase) for phrase in self.phrases]
 
     def picture(self, target: Target) -> None:
         """Do one picture; what goes wrong becomes its item."""

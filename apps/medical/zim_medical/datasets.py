@@ -25,8 +25,9 @@ from zim_medical.volumes import (
     read_nifti,
 )
 
-#: a mask with so many values between 0 and 255 has soft edges rather than labels
-SOFT_VALUES = 8
+#: a mask with so many values between 0 and its largest, half of them above this share of it, has
+#: soft edges rather than labels; masks with fewer grey levels than the last are label maps
+SOFT_VALUES, SOFT_SPREAD, SOFT_LEAST = 8, 5, 99
 
 
 def pictures(
@@ -182,11 +183,15 @@ def read_labels(path: str | Path, merge: bool) -> NDArray[np.float32]:
         ImageError: as :func:`read_plane`, or it is a format or has colours that hold no labels.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    lossy = path.suffix.lower() in (".jpg", ".jpeg")
+    if lossy and not merge:
         raise ImageError(
             f"the mask {path.name} is a JPEG, which changes labels along edges; save it as PNG"
         )
     values = _read(path, _label_bands)
+    if lossy:  # what is left of an object's own value
+        grey = values if values.ndim == 2 else values.max(2)
+        return np.where(grey > grey.max() / 2, grey, 0).astype(np.float32)
     if values.ndim == 2:
         return values
     if values.shape[2] == 4:
@@ -199,8 +204,11 @@ def read_labels(path: str | Path, merge: bool) -> NDArray[np.float32]:
 
 
 def _label_bands(image: Image.Image) -> Image.Image:
-    if image.mode == "P" or _is_grey(image):  # a palette's indices are the labels
+    if _is_grey(image):
         return image
+    if image.mode == "P":  # its indices are the labels, unless it is a picture that was squeezed
+        first = tuple((image.getpalette() or [0, 0, 0])[:3])
+        return image if first == (0, 0, 0) else image.convert("RGB")
     return image.convert("RGBA" if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") else "RGB")
 
 
@@ -237,20 +245,24 @@ def _same_size(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
 
 
 def _cut(raw: NDArray[np.float32], dataset: Dataset, merge: bool) -> NDArray[np.float32]:
-    """Cut masks that are grey at their rims: half of 255 and more is the object.
+    """Cut masks that are grey at their rims: more than half of their largest value is the object.
 
-    CT2US's are; others are taken for such if they go from 0 to 255 with many values between.
+    CT2US's are; others are taken for such if many values lie between 0 and the largest, far apart
+    from the small whole numbers that classes have.
     """
     if dataset.labels is not None or raw.max() <= 1:
         return raw
-    between = np.unique(raw[(raw > 0) & (raw < 255)])
-    soft = raw.max() == 255 and raw.min() == 0 and len(between) >= SOFT_VALUES
+    if dataset.name == "us_kidney":
+        return (raw >= 128).astype(np.float32)
+    most = float(raw.max())
+    between = np.unique(raw[(raw > 0) & (raw < most)])
+    soft = len(between) >= SOFT_VALUES and np.median(between) > most / SOFT_SPREAD
     if soft and not merge:
         raise ImageError(
-            f"the mask has 0, 255 and {len(between)} values between, which are no labels; save it "
-            "with hard edges, or give --classes merge"
+            f"the mask has 0, {most:g} and {len(between)} values between, which are no labels; "
+            "save it with hard edges, or give --classes merge"
         )
-    return (raw >= 128).astype(np.float32) if soft or dataset.name == "us_kidney" else raw
+    return (raw > most / 2).astype(np.float32) if soft and most > SOFT_LEAST else raw
 
 
 def _labels(values: NDArray[np.float32], dataset: Dataset) -> NDArray[np.int64]:

@@ -131,7 +131,7 @@ def open_run(
             other = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             other = None
-        if other != state:
+        if _differences(other, state):
             raise OutputError(
                 f"{folder} holds a run with other {_differences(other, state)}; "
                 "give another --output, or --overwrite"
@@ -156,9 +156,14 @@ def _stamp(pairs: Sequence[Pair]) -> str:
 
 
 def _differences(other: Any, state: dict[str, Any]) -> str:
+    """Say what is not as it was; what an earlier version has not noted cannot be told."""
     words = {"plan": "settings", "data": "folders", "files": "data", "weights": "weights"}
-    found: dict[str, Any] = other if isinstance(other, dict) else {}
-    return " and ".join(words[key] for key in state if found.get(key) != state[key]) or "settings"
+    if not isinstance(other, dict):
+        return "settings"
+    optional = ("files", "weights")
+    found: dict[str, Any] = other
+    changed = [k for k in state if found.get(k) != state[k] and (k in found or k not in optional)]
+    return " and ".join(words[key] for key in changed)
 
 
 def evaluate(

@@ -102,7 +102,9 @@ def _check_ours(out: Path) -> None:
         ours = set(listing.read_text(encoding="utf-8").split()) if listing.is_file() else set()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{listing} is no list of a test set ({reason(error)})") from error
-    files = (path for part in PARTS for path in (out / part).rglob("*") if not path.is_dir())
+    found = (path for part in PARTS for path in (out / part).rglob("*") if not path.is_dir())
+    # what systems leave in folders that somebody has looked into
+    files = (p for p in found if not p.name.startswith(".") and p.name != "Thumbs.db")
     strange = next((p for p in files if p.relative_to(out).as_posix() not in ours), None)
     if strange is not None:
         raise ConfigError(
