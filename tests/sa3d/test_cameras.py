@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from zim.errors import ConfigError, ZimError
 from zim.output import save_rgb
@@ -84,6 +86,32 @@ def test_llff_folders_that_do_not_fit_are_refused(tmp_path, forward):
         read_llff(folder)
 
 
+def test_a_row_that_is_no_pose_is_named(tmp_path, forward):
+    folder = llff_folder(tmp_path / "fern", forward)
+    rows = np.load(folder / "poses_bounds.npy")
+    for column, value in ((0, 7.0), (4, np.nan)):
+        wrong = rows.copy()
+        wrong[2, column] = value
+        np.save(folder / "poses_bounds.npy", wrong)
+        with pytest.raises(ConfigError, match=r"poses_bounds.npy, row 2 \(IMG_0002.png\): "):
+            read_llff(folder)
+
+
+def test_what_transforms_say_of_the_lens_is_taken(tmp_path, forward):
+    files = [f"{k}.png" for k in range(5)]
+    about = {"zim_sa3d": None, "k1": 0.1, "k4": 0.2, "k6": 0.3}
+    view = read_transforms(capture(tmp_path / "a", forward, files, **about)).views[0]
+    assert view.distortion == (0.1, 0, 0, 0, 0, 0.2, 0, 0.3)
+    folder = capture(tmp_path / "b", forward, files, camera_angle_x=1.2, camera_angle_y=0.8)
+    data = json.loads((folder / "transforms.json").read_text())
+    del data["fl_x"]
+    (folder / "transforms.json").write_text(json.dumps(data))
+    camera = read_transforms(folder).views[0].camera
+    assert (camera.fx, camera.fy) == pytest.approx((20 / np.tan(0.6), 15 / np.tan(0.4)))
+    with pytest.raises(ConfigError, match=r"transforms.json: zim_sa3d is 5; expected an object"):
+        read_transforms(capture(tmp_path / "c", forward, files, zim_sa3d=5))
+
+
 def test_prepare_makes_pictures_smaller_and_is_read_back(tmp_path, forward):
     folder = llff_folder(tmp_path / "mine", forward)
     made = prepare(str(folder), tmp_path / "out", factor=2)
@@ -95,6 +123,33 @@ def test_prepare_makes_pictures_smaller_and_is_read_back(tmp_path, forward):
     np.testing.assert_allclose(view.camera.c2w, forward[1].c2w)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_prepare_that_fails_changes_nothing(tmp_path, forward, before):
+    folder, run = llff_folder(tmp_path / "mine", forward), tmp_path / "run"
+    if before:
+        prepare(str(folder), run / "scene", factor=2)
+    there = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    save_rgb(folder / "images" / "IMG_0004.png", PICTURE[:10])
+    with pytest.raises(ConfigError, match="other proportions"):
+        prepare(str(folder), run / "scene", factor=1)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == there
+    assert run.exists() == before
+    with pytest.raises(ConfigError, match="expected two: give another --output"):
+        prepare(str(folder), folder, factor=1)
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+def test_pictures_are_taken_the_way_up_that_their_poses_state(tmp_path, forward, orientation):
+    stored = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    folder = llff_folder(tmp_path / "mine", forward)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (folder / "images").iterdir():
+        Image.fromarray(stored).save(path, exif=exif)
+    scene = prepare(str(folder), tmp_path / "out", factor=1)
+    np.testing.assert_array_equal(scene.views[0].rgb(), stored)
+
+
 def test_frames_without_a_picture_are_left_out(tmp_path, forward):
     folder = llff_folder(tmp_path / "mine", forward)
     prepare(str(folder), tmp_path / "out", factor=1)
@@ -102,6 +157,41 @@ def test_frames_without_a_picture_are_left_out(tmp_path, forward):
     data["frames"].append({**data["frames"][0], "file_path": "images/gone.png"})
     (tmp_path / "out" / "transforms.json").write_text(json.dumps(data))
     assert len(read_transforms(tmp_path / "out").views) == 5
+
+
+def capture(folder: Path, cameras: list[Camera], files: list[str], **about: object) -> Path:
+    """Write ``transforms.json`` with pictures of 40 x 30 under any names."""
+    folder.mkdir()
+    frames = []
+    for camera, file in zip(cameras, files, strict=True):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        save_rgb(folder / file, PICTURE)
+        frames.append({"file_path": file, "transform_matrix": camera.c2w.tolist()})
+    data = {"fl_x": cameras[0].fx, "w": 40, "h": 30, **about, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.mark.parametrize("above", ["", "../"])
+def test_nothing_is_written_outside_of_the_output(tmp_path, forward, above):
+    root = f"{above}cam" if above else str(tmp_path / "cam")
+    files = [f"{root}{k // 2}/{k % 2}:.png" for k in range(5)]
+    folder = capture(tmp_path / "mine", forward, files)
+    before = set(tmp_path.rglob("*"))
+    scene = prepare(str(folder), tmp_path / "out" / "scene", factor=1)
+    made = set(tmp_path.rglob("*")) - before - {tmp_path / "out"}
+    assert all((tmp_path / "out" / "scene").resolve() in (p, *p.parents) for p in made)
+    assert scene.views[3].name.endswith("cam1_1_")
+
+
+def test_views_keep_their_numbers_when_a_prepared_scene_is_read_again(tmp_path, forward):
+    # a place in the list by folder, by length of name, by capitals
+    files = ["b/1.png", "a/2.png", "a/10.png", "B.png", "a b.png"]
+    folder = capture(tmp_path / "mine", forward, files)
+    for k, source in enumerate((folder, llff_folder(tmp_path / "llff", forward))):
+        made = prepare(str(source), tmp_path / str(k), factor=1)
+        again = read_transforms(tmp_path / str(k))
+        assert [v.name for v in made.views] == [v.name for v in again.views]
 
 
 @pytest.mark.parametrize("kind", ["box", "contract", "ndc"])
@@ -116,6 +206,23 @@ def test_every_frame_of_space_is_undone_exactly(kind):
         assert grid.abs().max() < 1
     torch.testing.assert_close(space.to_scene(grid), points, rtol=2e-3, atol=2e-3)
     assert from_dict(json.loads(json.dumps(space.to_dict()))) == space
+
+
+@pytest.mark.parametrize("shift", [0, 9])
+@pytest.mark.parametrize("turn", [0, 25])
+def test_the_cube_of_a_forward_scene_holds_what_its_cameras_see(turn, shift):
+    views = []
+    for k in range(5):
+        yaw = np.radians(turn * (k - 2) / 2)
+        at = np.array([0.2 * k - 0.4, 0.1 * (k % 3), 0.0])
+        aim = at + np.array([np.sin(yaw), 0, -np.cos(yaw)])
+        camera = look_at(at, aim, (0, 1, 0), size=(30, 40), fov=50)
+        views.append(View(str(k), replace(camera, cx=camera.cx + shift), Path("x.png")))
+    space = Space.of(Scene("s", tuple(views), "forward", near=2.0))
+    for view in views:
+        origins, directions = view.camera.rays()
+        for distance in (3.0, 30.0):
+            assert space.to_grid(origins + directions * distance)[:, :2].abs().max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["box", "contract", "ndc"])
@@ -144,6 +251,24 @@ def test_scenes_that_cannot_work_are_refused(tmp_path):
         Scene("s", views[:1])
     with pytest.raises(ConfigError, match="same place"):
         Scene("s", views)
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [("0003", 2), ("0003.png", 2), ("0003.JPG", 2), ("5", 4), ("3", 3), ("0", 0), ("0.5", 5)],
+)
+def test_a_view_is_found_by_name_then_file_name_then_number(forward, given, number):
+    names = ["0001", "0002", "0003", "0004", "5", "0.5"]
+    cameras = [*forward, forward[0]]
+    views = [View(n, c, Path(f"{n}.png")) for n, c in zip(names, cameras, strict=True)]
+    assert Scene("s", tuple(views)).find(given) == number
+
+
+@pytest.mark.parametrize("given", ["6", "0003.txt", "-1", "²", ""])
+def test_a_view_that_is_none_is_refused(forward, given):
+    views = [View(f"000{k}", c, Path("x.png")) for k, c in enumerate(forward)]
+    with pytest.raises(ConfigError, match=f"no view '{given}'; give 0 to 4 or a name such as 0000"):
+        Scene("s", tuple(views)).find(given)
 
 
 def test_missing_data_says_what_where_from_and_where_to(tmp_path):

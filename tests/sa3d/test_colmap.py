@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from zim.errors import ConfigError
+from zim.images import load_image
 from zim.output import save_rgb
 from zim_sa3d.colmap import read_colmap
 from zim_sa3d.readers import prepare, read_transforms
@@ -110,6 +111,28 @@ def test_a_lens_is_straightened(tmp_path):
     assert read_transforms(tmp_path / "run").views[0].distortion == ()
 
 
+@pytest.mark.parametrize(
+    ("lens", "values"),
+    [
+        ("SIMPLE_PINHOLE", "50 31 23"),
+        ("PINHOLE", "50 50 31 23"),
+        ("SIMPLE_RADIAL", "50 31 23 0.2"),
+        ("RADIAL", "50 31 23 0.2 0.05"),
+        ("OPENCV", "50 50 31 23 0.2 0.05 0.01 0"),
+        ("FULL_OPENCV", "50 50 31 23 0.2 0.05 0 0 0.01 0.1 0 0"),
+        ("RADIAL", "50 31 23 0 0"),
+    ],
+)
+def test_every_model_that_is_read_is_straightened(tmp_path, lens, values):
+    folder = model(tmp_path / "desk", binary=False)
+    (folder / "sparse" / "0" / "cameras.txt").write_text(f"7 {lens} 64 48 {values}\n")
+    for path in (folder / "images").iterdir():
+        save_rgb(path, np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    scene = prepare(str(folder), tmp_path / "run", factor=1)
+    same = (scene.views[0].rgb() == load_image(folder / "images" / "b0.png").rgb).all()
+    assert same == ("PINHOLE" in lens or values == "50 31 23 0 0")
+
+
 def test_pictures_that_were_made_smaller_already_and_missing_ones(tmp_path):
     folder = model(tmp_path / "desk", binary=True, picture=False)
     (folder / "images").rmdir()
@@ -121,6 +144,20 @@ def test_pictures_that_were_made_smaller_already_and_missing_ones(tmp_path):
     assert scene.views[0].rgb().shape == (12, 16, 3)
     xy, _ = scene.views[0].camera.project(POINTS)
     np.testing.assert_allclose(xy, seen(4) / 4, atol=1e-9)
+
+
+def test_views_of_several_folders_keep_their_numbers(tmp_path):
+    folder = model(tmp_path / "desk", binary=False)
+    text = (folder / "sparse" / "0" / "images.txt").read_text()
+    for k in range(5):
+        to = folder / "images" / f"cam{k % 2}" / f"b{k}.png"
+        to.parent.mkdir(exist_ok=True)
+        (folder / "images" / f"b{k}.png").rename(to)
+        text = text.replace(f" b{k}.png", f" cam{k % 2}/b{k}.png")
+    (folder / "sparse" / "0" / "images.txt").write_text(text)
+    made = prepare(str(folder), tmp_path / "run", factor=1)
+    again = read_transforms(tmp_path / "run")
+    assert [v.name for v in made.views] == [v.name for v in again.views]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from zim.memory import peak_resident, reset_peak, resident
 from zim_sa3d.cameras import look_at
+from zim_sa3d.export import predict_view
 from zim_sa3d.field import composite, render_view, trace_camera
 from zim_sa3d.grid_field import _spread
 from zim_sa3d.mask_grid import (
@@ -250,3 +251,12 @@ def test_no_positive_score_gives_no_click():
     flat = np.zeros((20, 30), np.float32)
     assert find_points(flat, flat, 10, segmenter, 0.3) == []
     assert segmenter.asked == []
+
+
+def test_the_score_read_out_leaves_out_samples_lighter_than_asked(ball_field, cameras):
+    grid = MaskGrid.empty(16)
+    grid.value += 1
+    seen = [
+        predict_view(ball_field, grid, cameras[0], "score", weight)[0].sum() for weight in (0, 0.9)
+    ]
+    assert seen[0] > seen[1]

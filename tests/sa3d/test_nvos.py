@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from zim.output import save_alpha, save_rgb
+from zim_sa3d.cameras import look_at
 from zim_sa3d.cli import main
-from zim_sa3d.nvos import scores, scribble_clicks
+from zim_sa3d.nvos import _prompt, _table, scores, scribble_clicks
 from zim_sa3d.synthetic import orbit, render
 
 
@@ -78,6 +79,26 @@ def test_a_tiny_folder_is_scored_and_the_target_takes_no_part(tmp_path, capsys):
     row = next(line for line in table.splitlines() if line.startswith("| fern"))
     assert row.endswith("| 84.9 | 86.6 |")
     assert f"{item['metrics']['iou']:.1f}" in row
+
+
+def test_a_failed_target_is_in_no_mean():
+    good = {
+        "input": "fern",
+        "model": "m",
+        "metrics": {"iou": 80.0, "accuracy": 90.0},
+        "error": None,
+    }
+    failed = {"input": "trex", "model": "m", "metrics": {}, "error": "no"}
+    mean = _table([good, failed], ["m"]).splitlines()[-2]
+    assert mean == "| mean | 80.0 | 90.0 | 84.9 | 86.6 |"
+
+
+def test_clicks_on_a_smaller_view_keep_their_place(tmp_path):
+    painted = np.zeros((40, 40), np.float32)
+    painted[21, 21] = 1
+    save_alpha(tmp_path / "pos_0.png", painted)
+    camera = look_at((2, 0, 0), (0, 0, 0), size=(10, 10), fov=40)
+    assert _prompt(tmp_path, camera, 0).points == ((4.875, 4.875),)  # (21.5 / 4) - 0.5
 
 
 def test_a_folder_without_targets_is_a_usage_error(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -11,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zim.commandline import add_common_flags
 from zim.errors import PromptError, ZimError
-from zim_sa3d.cli import main
+from zim_sa3d.cli import _configure, main
 from zim_sa3d.field import render_view
+from zim_sa3d.folders import folder_name
 from zim_sa3d.grid_field import GridField, GridSettings, train_grid
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
-from zim_sa3d.readers import read_transforms
-from zim_sa3d.runs import middle_of
+from zim_sa3d.presets import POINTS
+from zim_sa3d.readers import prepare, read_transforms
+from zim_sa3d.runs import Run, middle_of
 from zim_sa3d.segment import ScenePrompt, Settings, segment
 from zim_sa3d.synthetic import orbit, render, synthetic_scene
 
@@ -167,6 +171,10 @@ def test_an_empty_field_is_an_error_that_says_so(folder):
         (["--prompts", "/nowhere.json"], 1, "No such file"),
         (["--points", "3"], 2, "not X,Y"),
         (["--binarize", "5"], 2, "not a number from 0 to 1"),
+        (["--penalty", "nan"], 2, "'nan' is not a number of at least 0"),
+        (["--first-view-penalty", "-1"], 2, "'-1' is not a number of at least 0"),
+        (["--min-weight", "1"], 2, "'1' is not a number from 0 to below 1"),
+        (["--score-weight", "nan"], 2, "'nan' is not a number from 0 to below 1"),
     ],
 )
 def test_wrong_flags_are_one_line(folder, capsys, words, code, text):
@@ -228,14 +236,41 @@ def test_a_run_folder_knows_its_scene(folder, tmp_path, capsys):
     words = ["--output", str(folder), "--model", "oracle"]
     assert main(["segment", *words, "--object", "cube", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["views_accepted"] > 0
-    assert main(["render", *words]) == 0
-    capsys.readouterr()
+    assert not (folder / "summary.png").exists()  # nor anything else of an object before
+    assert not (folder / "object.ply").exists()
+    assert not list((folder / "overlay").glob("*"))
+    assert main(["render", *words, "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["object"] == "cube"
+    assert metrics["iou"] > 0.5
     for command in (["segment"], ["render", "-o", str(tmp_path)], ["prepare"], []):
         assert main([*command, "--model", "oracle"]) == 2
         assert "the following arguments are required: --scene" in capsys.readouterr().err
     assert main(["train", "--overwrite", *words]) == 2
     assert "name it with --scene" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_free_click_is_not_measured_against_an_object(folder, capsys):
+    scene = read_transforms(folder / "scene")
+    view = scene.train[0]
+    x, y = middle_of(scene.views[view].matte("cube"))
+    words = ["segment", "-o", str(folder), "--model", "oracle", "--view", scene.views[view].name]
+    assert main([*words, "--points", f"{x},{y}", "--json"]) == 0
+    assert "iou" not in json.loads(capsys.readouterr().out)["metrics"]
+    with np.load(folder / "mask_grid.npz") as data:
+        assert str(data["object"]) == ""
+
+
+def test_a_folder_is_called_what_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "desk" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "desk" / "in")
+    assert [folder_name(given) for given in (".", "..", "x/trex/", "/")] == [
+        "in",
+        "desk",
+        "trex",
+        "scene",
+    ]
 
 
 def test_a_scene_without_its_name_has_no_preset_prompt(tmp_path, capsys):
@@ -261,6 +296,43 @@ def test_what_stands_behind_no_flag_is_told_its_flag(folder, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_a_replaced_scene_leaves_nothing_of_the_one_before(ball_field, tmp_path, capsys):
+    source, run = tmp_path / "source", tmp_path / "run"
+    synthetic_scene(source, size=16, views=3)
+    synthetic_scene(run / "scene", size=16, views=4)
+    ball_field.save(run)
+    (run / "overlay").mkdir()
+    for name in ("mask_grid.npz", "object.ply", "overlay/view_003.png", "prompts.json", "mine"):
+        (run / name).touch()
+    assert main(["prepare", "--scene", str(source), "-o", str(run), "--overwrite"]) == 0
+    left = {path.name for path in run.iterdir()}
+    assert left == {"scene", "overlay", "prompts.json", "mine", "report.json"}
+    assert not list((run / "overlay").iterdir())
+
+
+@pytest.mark.parametrize(("factor", "click"), [(1, (6.5, 2.5)), (4, (3, 1)), (8, (1.25, 0.25))])
+def test_preset_clicks_are_of_the_working_size(tmp_path, monkeypatch, factor, click):
+    """Pictures of half the size that the poses state; a later --factor changes nothing."""
+    synthetic_scene(tmp_path / "trex", size=16, views=3)
+    path = tmp_path / "trex" / "transforms.json"
+    about = json.loads(path.read_text())
+    for frame in about["frames"]:
+        del frame["mattes"]
+        frame |= {"w": 32, "h": 32, "cx": 16, "cy": 16}
+    path.write_text(json.dumps(about))
+    prepare(str(path.parent), tmp_path / "run" / "scene", factor=factor)
+    again = read_transforms(tmp_path / "run" / "scene")
+    words = ["--scene", str(path.parent), "-o", str(tmp_path / "run"), "--factor", "2"]
+    monkeypatch.setitem(POINTS, "trex", ((3, 1),))
+    parser = argparse.ArgumentParser()
+    _configure(parser)
+    add_common_flags(parser)
+    assert Run(parser.parse_args(words)).prompt(again).points == (click,)
+    monkeypatch.setitem(POINTS, "trex", ((300, 300),))
+    with pytest.raises(PromptError, match="outside"):  # told at once, not after training
+        Run(parser.parse_args(words)).prompt(again)
 
 
 def test_help_is_quick_and_light():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import socket
 
 import numpy as np
 import pytest
@@ -60,6 +61,25 @@ def test_a_mistyped_run_folder_is_no_empty_page(tmp_path, monkeypatch, capsys, w
     assert text in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]  # nothing was made on the way
+
+
+def test_an_address_that_cannot_be_used_is_told_before_anything_is_made(tmp_path, capsys):
+    pytest.importorskip("viser")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, code, text in (
+            (["--port", port], 1, f"port {port} of 127.0.0.1 cannot be used"),
+            (["--host", "300.1.1.1"], 1, "port 8080 of 300.1.1.1 cannot be used"),
+            (["--port", "99999"], 2, "'99999' is not a whole number from 1 to 65535"),
+        ):
+            out = tmp_path / "run"
+            assert main(["view", "--scene", "synthetic", "-o", str(out), *words]) == code
+            error = capsys.readouterr().err
+            assert text in error
+            assert error.count("\n") == 1
+            assert not out.exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,35 @@ from zim.commands.prompt_flags import parse_box, parse_point
 from zim.errors import ZimError
 from zim.name_flags import Names, add_model_flag, add_models_flag
 from zim_sa3d.presets import POINTS
+
+
+def _amount(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number of at least 0")
+    return value
+
+
+def _weight(text: str) -> float:
+    """Parse a sample's weight, a number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number from 0 to below 1")
+    return value
+
+
+def _port(text: str) -> int:
+    """Parse a port, 1 to 65535."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
+    return int(text)
 
 
 def _configure(
@@ -78,7 +108,6 @@ def _configure(
     group.add_argument("--prompts", metavar="FILE", help='JSON {"view", "point", "bbox"}')
     group.add_argument(
         "--object",
-        default="ball",
         metavar="NAME",
         help="of a synthetic scene: one click on it [ball]",
     )
@@ -103,7 +132,7 @@ def _configure(
     group.add_argument(
         "--penalty",
         "--lambda",
-        type=float,
+        type=_amount,
         default=1.0,
         metavar="L",
         help="a pixel outside a mask votes against what it shows L times as much as one inside "
@@ -111,7 +140,7 @@ def _configure(
     )
     group.add_argument(
         "--first-view-penalty",
-        type=float,
+        type=_amount,
         default=5.0,
         metavar="L",
         help="the same for the view you prompt [5]",
@@ -125,14 +154,14 @@ def _configure(
     )
     group.add_argument(
         "--min-weight",
-        type=float,
+        type=_weight,
         default=0.01,
         metavar="W",
         help="lighter samples do not vote [0.01; SA3D: 0.1]",
     )
     group.add_argument(
         "--score-weight",
-        type=float,
+        type=_weight,
         default=0.1,
         metavar="W",
         help="lighter samples are left out of the rendered score [0.1]",
@@ -255,6 +284,7 @@ def _export(args: argparse.Namespace) -> Report:
     scene = work.scene()
     field = work.field(scene)
     grid = MaskGrid.load(work.folder / "mask_grid.npz")
+    work.recall_object()
     work.measure(scene, field, grid)
     work.write(scene, field, grid)
     return work.finish(scene)
@@ -263,7 +293,7 @@ def _export(args: argparse.Namespace) -> Report:
 def _view_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
-    group.add_argument("--port", type=positive_int, default=8080, metavar="N", help="port [8080]")
+    group.add_argument("--port", type=_port, default=8080, metavar="N", help="port [8080]")
     _configure(parser)
 
 

@@ -49,7 +49,7 @@ class Lens:
     parameters: tuple[float, ...]
 
     def split(self) -> tuple[tuple[float, float, float, float], tuple[float, ...]]:
-        """Return (fx, fy, cx, cy) and the distortion in OpenCV's order.
+        """Return (fx, fy, cx, cy) and the distortion in OpenCV's order, at least four; () if none.
 
         Raises:
             ConfigError: the model is none that OpenCV can undo in a plane, or its numbers are none.
@@ -69,7 +69,10 @@ class Lens:
             )
         if self.model in _ONE_FOCAL:
             values = (values[0], *values)
-        return (values[0], values[1], values[2], values[3]), tuple(values[4:])
+        bends = values[4:] if any(values[4:]) else ()
+        if bends:  # OpenCV takes no fewer than four: k1, k2, p1, p2
+            bends = (*bends, *[0.0] * (4 - len(bends)))
+        return (values[0], values[1], values[2], values[3]), tuple(bends)
 
 
 @dataclass(frozen=True)

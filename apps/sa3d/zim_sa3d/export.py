@@ -29,17 +29,46 @@ from zim_sa3d.segment import ViewLog
 _SOLID = 0.5
 
 
+#: folders of a run with one picture per view, by kind
+_KINDS = {"mask": "masks", "alpha": "alpha", "rgba": "rgba", "overlay": "overlay"}
+_FILES = (
+    "object.ply",
+    "object_mesh.ply",
+    "turntable.mp4",
+    "turntable.gif",
+    "transforms_masked.json",
+    "summary.png",
+)
+
+
+def remove_exports(folder: Path, scene: Scene) -> None:
+    """Remove what was written of an earlier object of the scene; other files stay."""
+    files = [folder / name for name in _FILES]
+    files += [
+        folder / kind / f"{view.name}.png" for kind in _KINDS.values() for view in scene.views
+    ]
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 def predict_view(
-    radiance: RadianceField, grid: MaskGrid, camera: Camera, readout: Readout
+    radiance: RadianceField,
+    grid: MaskGrid,
+    camera: Camera,
+    readout: Readout,
+    score_weight: float = HAZE,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Return the object's mask by a read-out, and its soft matte from the ratio grid (ours)."""
+    """Return the object's mask by a read-out, and its soft matte from the ratio grid (ours).
+
+    Samples lighter than ``score_weight`` are left out of the read-out ``score``.
+    """
     size = (camera.height, camera.width)
     with torch.no_grad():
         traced = list(trace_camera(radiance, camera))
         soft = render_mask(traced, lambda at: grid.read(at, "ratio"), size).clip(0, 1)
         if readout == "ratio":
             return soft > 0.5, soft
-        haze = HAZE if readout == "score" else 0.0
+        haze = score_weight if readout == "score" else 0.0
         values = render_mask(traced, lambda at: grid.read(at, readout), size, haze)
     return values > (0.0 if readout == "score" else 0.5), soft
 
@@ -144,20 +173,24 @@ def _write_ply(path: Path, elements: list[Any]) -> None:
 
 
 def write_views(
-    folder: Path, scene: Scene, radiance: RadianceField, grid: MaskGrid, readout: Readout
+    folder: Path,
+    scene: Scene,
+    radiance: RadianceField,
+    grid: MaskGrid,
+    readout: Readout,
+    score_weight: float = HAZE,
 ) -> dict[str, Path]:
     """Write mask, soft alpha, cut-out and overlay of every view, and masked transforms.
 
     Returns:
         The folders by kind, and ``transforms_masked.json``.
     """
-    kinds = {"mask": "masks", "alpha": "alpha", "rgba": "rgba", "overlay": "overlay"}
-    paths = {kind: folder / name for kind, name in kinds.items()}
+    paths = {kind: folder / name for kind, name in _KINDS.items()}
     for path in paths.values():
         path.mkdir(parents=True, exist_ok=True)
-    frames: list[dict[str, Any]] = []
+    masks: dict[str, str] = {}
     for view in track(scene.views, "cutting out of every view"):
-        mask, soft = predict_view(radiance, grid, view.camera, readout)
+        mask, soft = predict_view(radiance, grid, view.camera, readout, score_weight)
         rgb = view.rgb()
         file = f"{view.name}.png"
         save_alpha(paths["mask"] / file, mask.astype(np.float32))
@@ -166,12 +199,10 @@ def write_views(
         alpha8 = np.round(soft * 255).astype(np.uint8)
         atomic_write(paths["rgba"] / file, encode_rgba(np.dstack([front, alpha8])))
         save_rgb(paths["overlay"] / file, viz.overlay(rgb, soft))
-        frames.append({"file_path": view.name, "mask_path": f"masks/{file}"})
+        masks[view.image.name] = f"masks/{file}"
     source = json.loads((folder / "scene" / "transforms.json").read_text(encoding="utf-8"))
-    masks = {row["file_path"]: row["mask_path"] for row in frames}
     for frame in source["frames"]:
-        name = Path(frame["file_path"]).stem
-        frame["mask_path"] = masks[name]
+        frame["mask_path"] = masks[Path(frame["file_path"]).name]
         frame["file_path"] = f"scene/{frame['file_path']}"
         frame.pop("mattes", None)
     for split in ("train", "val", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -33,9 +34,19 @@ def picture_folder(scene: Path) -> Path:
     raise ConfigError(f"{scene} holds no folder images/ (nor images_2, images_4, images_8)")
 
 
+def folder_name(folder: str) -> str:
+    """Return what a folder is called, also when it is given as ``.`` or ``..``."""
+    path = Path(folder).expanduser()
+    return (path.resolve() if path.name in ("", "..") else path).name or "scene"
+
+
 def view_names(files: Sequence[str]) -> list[str]:
-    """Return a name without suffix per picture: its stem; with its folders where stems repeat."""
-    stems = [PurePosixPath(file).stem for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return ["_".join(PurePosixPath(file).with_suffix("").parts) for file in files]
+    """Return a name without suffix per picture: its stem; with its folders where stems repeat.
+
+    Names become files: they hold no separators and nothing else that file systems refuse.
+    """
+    paths = [PurePosixPath(file).with_suffix("") for file in files]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["_".join(p for p in path.parts if p not in ("/", "//", "..")) for path in paths]
+    return [re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name) for name in names]

@@ -162,7 +162,7 @@ def _table(items: list[dict[str, Any]], models: list[str]) -> str:
         for name, figures in TABLE_6.items():
             value = figures.get(target)
             row.append("" if value is None else f"{value:.1f}")
-            if value is not None:
+            if value is not None and "failed" not in row:  # means are of the same targets
                 columns[f"paper {name}"].append(value)
         rows.append(row)
     rows.append(["mean", *(f"{np.mean(c):.1f}" if c else "" for c in columns.values())])
@@ -190,7 +190,9 @@ def _target(args: argparse.Namespace, root: Path, target: str, model: str) -> di
     prompt = _prompt(root / "scribbles" / target, scene.views[reference].camera, args.seed)
     prompt = ScenePrompt(reference, prompt.points, prompt.labels)
     done = work.segment(scene, field, prompt, [i for i in scene.train if i != aim])
-    mask, soft = predict_view(field, done.grid, scene.views[aim].camera, args.readout)
+    mask, soft = predict_view(
+        field, done.grid, scene.views[aim].camera, args.readout, args.score_weight
+    )
     metrics = {**work.report.metrics, **scores(mask, read_alpha(mask_file) > 0.5)}
     picture = work.folder / "target.overlay.png"
     save_rgb(picture, viz.overlay(scene.views[aim].rgb(), soft))
@@ -206,7 +208,8 @@ def _prompt(folder: Path, camera: Any, seed: int) -> ScenePrompt:
         for file in (p for p in pictures(folder) if p.stem.startswith(start)):
             painted = read_alpha(file) > 0.5
             scale = np.array([camera.width, camera.height]) / painted.shape[::-1]
-            for x, y in scribble_clicks(painted, share, generator) * scale:
+            # whole numbers are the pixels' centres
+            for x, y in (scribble_clicks(painted, share, generator) + 0.5) * scale - 0.5:
                 points.append((float(x), float(y)))
                 labels.append(label)
     if 1 not in labels:

@@ -6,6 +6,10 @@ Pictures are straightened and brought to their working size here, without ever a
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from zim.errors import ConfigError, reason
+from zim.errors import ConfigError, OutputError, reason
 from zim.folders import SUFFIXES
 from zim.images import load_image
 from zim.output import make_folder, save_rgb
@@ -28,6 +33,8 @@ from zim_sa3d.synthetic import synthetic_scene
 
 #: camera models of transforms.json whose pictures OpenCV can straighten
 _FLAT = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "RADIAL", "SIMPLE_RADIAL")
+#: EXIF's tag of how a picture is to be turned
+_ORIENTATION = 0x0112
 
 
 def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 4) -> Scene:
@@ -40,13 +47,19 @@ def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 
         factor: pictures are made this much smaller; 1 leaves them.
 
     Raises:
-        ConfigError: no such scene, or a folder that holds none.
+        ConfigError: no such scene, a folder that holds none, or ``output`` itself.
         OutputError: ``output`` cannot be made.
     """
     if name == "synthetic":
-        make_folder(output)
-        return synthetic_scene(output)
+        with _moved_when_whole(output) as part:
+            synthetic_scene(part)
+        return read_transforms(output)
     folder = find_scene(name, data)
+    if folder.resolve() == output.resolve():
+        raise ConfigError(
+            f"{folder} is the scene and the folder for the result; expected two: give another "
+            "--output"
+        )
     if (folder / "poses_bounds.npy").is_file():
         found = read_llff(folder)
     elif (folder / "transforms.json").is_file():
@@ -60,7 +73,50 @@ def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 
         )
     if name in INWARD:
         found = replace(found, kind="inward")
-    return _shrink(found, output, factor)
+    # the order that read_transforms will find: views have the same numbers in later commands
+    found = replace(found, views=tuple(sorted(found.views, key=lambda view: view.name)))
+    with _moved_when_whole(output) as part:
+        _shrink(found, part, factor)
+    return read_transforms(output)
+
+
+@contextmanager
+def _moved_when_whole(output: Path) -> Iterator[Path]:
+    """Give a folder beside ``output`` whose files move into it at the end; none after an error.
+
+    Raises:
+        OutputError: a folder cannot be made, or a file cannot be moved.
+    """
+    if output.exists():
+        make_folder(output)
+    made = not output.parent.exists()
+    make_folder(output.parent)
+    try:
+        part = Path(tempfile.mkdtemp(prefix=".prepare-", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made: {error.strerror or error}") from error
+    try:
+        yield part
+        make_folder(output)
+        _move_files(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if made and not any(output.parent.iterdir()):
+            output.parent.rmdir()
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move a prepared scene's files; ``transforms.json`` goes first and comes last."""
+    poses = "transforms.json"
+    try:
+        (target / poses).unlink(missing_ok=True)
+        files = [path for path in source.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: path.name == poses):
+            place = target / file.relative_to(source)
+            make_folder(place.parent)
+            file.replace(place)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def find_scene(name: str, data: Path | None) -> Path:
@@ -104,7 +160,9 @@ def read_transforms(folder: Path) -> Scene:
     path = folder / "transforms.json"
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
-        about: dict[str, Any] = data.get("zim_sa3d", {})
+        about: dict[str, Any] = data.get("zim_sa3d") or {}
+        if not isinstance(about, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"zim_sa3d is {about!r}; expected an object, or leave it out")
         model = str(data.get("camera_model", "OPENCV"))
         if model not in _FLAT or data.get("is_fisheye"):
             raise ConfigError(
@@ -128,6 +186,7 @@ def read_transforms(folder: Path) -> Scene:
         str(about.get("kind", "inward")),
         about.get("extent"),
         about.get("near"),
+        about.get("reduction"),
     )
 
 
@@ -149,17 +208,21 @@ def _frame(folder: Path, values: dict[str, Any], image: Path, name: str) -> View
         fx = float(values["fl_x"])
     else:
         fx = width / 2 / float(np.tan(float(values["camera_angle_x"]) / 2))
+    fy = float(values.get("fl_y", fx))
+    if not {"fl_x", "fl_y"} & set(values) and "camera_angle_y" in values:
+        fy = height / 2 / float(np.tan(float(values["camera_angle_y"]) / 2))
     camera = Camera(
         np.array(values["transform_matrix"], np.float64)[:3],
         fx,
-        float(values.get("fl_y", fx)),
+        fy,
         float(values.get("cx", width / 2)),
         float(values.get("cy", height / 2)),
         width,
         height,
     )
     mattes = {name: folder / part for name, part in values.get("mattes", {}).items()}
-    lens = tuple(float(values.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2", "k3"))
+    keys = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # OpenCV's order
+    lens = tuple(float(values.get(key) or 0.0) for key in keys)
     return View(name, camera, image, mattes, lens if any(lens) else ())
 
 
@@ -187,29 +250,27 @@ def read_llff(folder: Path) -> Scene:
             "paired in the order of their names, so the numbers must agree"
         )
     views: list[View] = []
-    for row, image in zip(table, images, strict=True):
+    for k, (row, image) in enumerate(zip(table, images, strict=True)):
         matrix = row[:15].reshape(3, 5)
         pose = np.stack([matrix[:, 1], -matrix[:, 0], matrix[:, 2], matrix[:, 3]], -1)
         height, width, focal = matrix[:, 4]
-        camera = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
+        try:
+            camera = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
+        except (ConfigError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{path}, row {k} ({image.name}): {error}") from error
         views.append(View(image.stem, camera, image))
     scene = Scene(folder.name, tuple(views), near=float(table[:, 15].min()))
     return replace(scene, kind=facing(scene))
 
 
-def _shrink(scene: Scene, output: Path, factor: int) -> Scene:
+def _shrink(scene: Scene, output: Path, factor: int) -> None:
     """Write the pictures, straightened and smaller, and the scene that has them."""
     make_folder(output / "images")
     views: list[View] = []
     for view in scene.views:
-        rgb = load_image(view.image).rgb
+        rgb = _as_posed(view)
         height, width = rgb.shape[:2]
         full = view.camera
-        if abs(width / height - full.width / full.height) > 0.02:
-            raise ConfigError(
-                f"{view.image} is {width} x {height}, its pose states "
-                f"{full.width} x {full.height}; other proportions cannot be right"
-            )
         if view.distortion:
             rgb = _straighten(rgb, full.resized(width, height), view.distortion)
         # the factor is of the size the pose states: pictures may have been made smaller already
@@ -222,9 +283,39 @@ def _shrink(scene: Scene, output: Path, factor: int) -> Scene:
         image = output / "images" / f"{view.name}.png"
         save_rgb(image, rgb)
         views.append(View(view.name, full.resized(*size), image))
-    made = replace(scene, views=tuple(views))
-    save_scene(made, output)
-    return made
+    first = scene.train[0]
+    reduction = scene.views[first].camera.width / views[first].camera.width
+    save_scene(replace(scene, views=tuple(views), reduction=reduction), output)
+
+
+def _as_posed(view: View) -> NDArray[np.uint8]:
+    """Read a picture the way up its pose states: as EXIF turns it, else as it is stored.
+
+    Raises:
+        ConfigError: neither has the proportions that the pose states.
+    """
+    rgb, full = load_image(view.image).rgb, view.camera
+    for turned in (rgb, _as_stored(rgb, view.image)):
+        height, width = turned.shape[:2]
+        if abs(width / height - full.width / full.height) <= 0.02:
+            return np.ascontiguousarray(turned)
+    raise ConfigError(
+        f"{view.image} is {rgb.shape[1]} x {rgb.shape[0]}, its pose states "
+        f"{full.width} x {full.height}; other proportions cannot be right, with or without its "
+        "EXIF rotation"
+    )
+
+
+def _as_stored(rgb: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    """Undo the quarter turn that EXIF asks for, H x W x 3; other pictures stay as they are."""
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_ORIENTATION)
+    except OSError:  # a kind of file that Pillow does not read
+        return rgb
+    if orientation in (5, 7):  # mirrored as well
+        return np.rot90(rgb, 0 if orientation == 5 else 2).swapaxes(0, 1)
+    return np.rot90(rgb, {6: 1, 8: -1}.get(orientation or 1, 0))
 
 
 def _straighten(

@@ -23,6 +23,7 @@ from zim.protocols import Segmenter
 from zim.segmenters import load_segmenter
 from zim_sa3d import backends, export, field_note
 from zim_sa3d.field import RadianceField, psnr, render_view
+from zim_sa3d.folders import folder_name
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
 from zim_sa3d.presets import POINTS
@@ -32,6 +33,8 @@ from zim_sa3d.segment import ScenePrompt, Segmentation, Settings, iou, segment
 
 #: fields of less PSNR (dB) hardly show the scene
 _POOR = 17.0
+#: what a run folder holds of its scene and must not outlive it
+_OF_SCENE = (field_note.FILE, "field.safetensors", "mask_grid.npz", "views.csv")
 
 
 class Run:
@@ -41,10 +44,12 @@ class Run:
         """Open the folder; nothing is computed yet."""
         apply_runtime(args)
         self.args = args
-        default = "runs" if args.output else f"runs/{Path(args.scene).name}"
+        default = "runs" if args.output else f"runs/{folder_name(args.scene)}"
         self.folder = output_folder(args.output, default)
         self.report = Report(model=args.model)
         self._segmenter: Segmenter | None = None
+        #: the true object that is segmented, where that is known
+        self._object: str | None = args.object
 
     def scene(self) -> Scene:
         """Prepare the scene, or read it if that was done before."""
@@ -54,9 +59,22 @@ class Run:
                 found = read_transforms(inner)
             else:
                 data = Path(self.args.data).expanduser() if self.args.data else None
+                before = self._prepared(inner)
                 found = prepare(self.args.scene, inner, data=data, factor=self.args.factor)
+                if before is not None:  # its field and object are of no use to another scene
+                    export.remove_exports(self.folder, before)
+                    for name in _OF_SCENE:
+                        (self.folder / name).unlink(missing_ok=True)
         self.report.outputs["scene"] = str(inner / "transforms.json")
         return found
+
+    @staticmethod
+    def _prepared(folder: Path) -> Scene | None:
+        """Return the scene that is about to be replaced, None if there is none to be read."""
+        try:
+            return read_transforms(folder)
+        except ZimError:
+            return None
 
     def field(self, scene: Scene) -> RadianceField:
         """Train the field, or load it if that was done before."""
@@ -110,23 +128,30 @@ class Run:
             prompt = ScenePrompt(view, points, labels, args.box)
             _check_inside(scene, prompt)
             return prompt
-        if args.object and args.object in scene.objects:
+        name = args.object or "ball"
+        if name in scene.objects:
+            self._object = name
             if args.view is None:  # where most of it is seen
-                areas = [float(scene.views[i].matte(args.object).sum()) for i in scene.train]
+                areas = [float(scene.views[i].matte(name).sum()) for i in scene.train]
                 view = scene.train[int(np.argmax(areas))]
-            return ScenePrompt(view, (middle_of(scene.views[view].matte(args.object)),), (1,))
-        if args.object and scene.objects:
-            raise UsageError(f"--object {args.object}: expected one of {', '.join(scene.objects)}")
+            return ScenePrompt(view, (middle_of(scene.views[view].matte(name)),), (1,))
+        if scene.objects:
+            raise UsageError(f"--object {name}: expected one of {', '.join(scene.objects)}")
         if args.scene is None:
             raise UsageError(
                 f"{self.folder} does not tell the prompt; give --points X,Y (and --view), --box, "
                 "--prompts FILE.json, or --scene NAME for the preset of a known scene"
             )
-        name = Path(args.scene).name
+        name = folder_name(args.scene)
         if name in POINTS:
-            scale = 4 / args.factor
-            points = tuple((x * scale, y * scale) for x, y in POINTS[name])
-            return ScenePrompt(first, points, (1,) * len(points))
+            scale = 4 / (scene.reduction or args.factor)
+            # the first pixel's centre is at 0, 0
+            points = tuple(
+                ((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in POINTS[name]
+            )
+            prompt = ScenePrompt(first, points, (1,) * len(points))
+            _check_inside(scene, prompt)
+            return prompt
         raise UsageError(
             f"scene {args.scene} has no preset prompt; give --points X,Y (and --view), --box or "
             "--prompts FILE.json"
@@ -169,6 +194,7 @@ class Run:
         """
         args = self.args
         prompt = self.prompt(scene) if prompt is None else prompt
+        known = self._object if self._object in scene.objects else None
         settings = Settings(
             binarize=args.binarize,
             num_prompts=args.num_prompts,
@@ -195,7 +221,9 @@ class Run:
             "prompts": self.folder / "prompts.json",
             "first_matte": self.folder / "first_view.alpha.png",
         }
-        done.grid.save(paths["grid"], scene=scene.name, readout=args.readout)
+        export.remove_exports(self.folder, scene)  # they show the object before
+        about = {"scene": scene.name, "readout": args.readout, "object": known or ""}
+        done.grid.save(paths["grid"], **about)
         export.write_csv(paths["csv"], done.log)
         written = {
             "view": scene.views[prompt.view].name,
@@ -220,17 +248,25 @@ class Run:
             )
         return text
 
+    def recall_object(self) -> None:
+        """Take up which true object the mask grid holds; unknown if it was clicked on freely."""
+        with np.load(self.folder / "mask_grid.npz", allow_pickle=False) as data:
+            if "object" in data:
+                self._object = str(data["object"]) or None
+
     def measure(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:
-        """Compare with the true mattes of the object, in views that were held out."""
-        name = self.args.object
-        if name not in scene.objects or not scene.held_out:
+        """Compare with the true mattes of the object, if known, in views that were held out."""
+        name = self._object
+        if name is None or name not in scene.objects or not scene.held_out:
             return
         hits: list[float] = []
         soft_error: list[float] = []
         hard_error: list[float] = []
         for i in scene.held_out:
             truth = scene.views[i].matte(name)
-            mask, soft = export.predict_view(field, grid, scene.views[i].camera, self.args.readout)
+            mask, soft = export.predict_view(
+                field, grid, scene.views[i].camera, self.args.readout, self.args.score_weight
+            )
             hits.append(iou(mask, truth > 0.5))
             soft_error.append(mse(soft, truth))
             hard_error.append(mse((soft > 0.5).astype(np.float32), truth))
@@ -244,7 +280,9 @@ class Run:
     def write(self, scene: Scene, field: RadianceField, grid: MaskGrid) -> None:
         """Write pictures, points, mesh and turntable."""
         with timed(self.report.seconds, "render"):
-            paths = export.write_views(self.folder, scene, field, grid, self.args.readout)
+            paths = export.write_views(
+                self.folder, scene, field, grid, self.args.readout, self.args.score_weight
+            )
         with timed(self.report.seconds, "export"):
             paths["ply"] = self.folder / "object.ply"
             paths["mesh"] = self.folder / "object_mesh.ply"

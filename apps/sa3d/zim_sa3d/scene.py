@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zim.errors import ConfigError, ImageError
+from zim.folders import SUFFIXES
 from zim.images import load_image, read_alpha
 from zim.output import atomic_write
 from zim_sa3d.cameras import Camera
@@ -80,6 +81,8 @@ class Scene:
             ``inward`` (cameras around something, background far away) or ``forward``.
         extent: see ``kind``; None lets the field find its own frame.
         near: distance before which nothing is, in scene units; None if unknown.
+        reduction: pixels of the full size, as the poses state it, per pixel of the first training
+            view's picture; None if unknown.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Scene:
     kind: str = "inward"
     extent: float | None = None
     near: float | None = None
+    reduction: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be reconstructed.
@@ -129,16 +133,21 @@ class Scene:
         return sorted(common)
 
     def find(self, view: str) -> int:
-        """Return the number of a view given by number or name.
+        """Return the number of a view given by its name, its picture's file name, or its number.
+
+        A name comes before a number: pictures may be called 0001.
 
         Raises:
             ConfigError: there is none.
         """
-        if view.isdecimal() and int(view) < len(self.views):
-            return int(view)
         names = [v.name for v in self.views]
         if view in names:
             return names.index(view)
+        stem, dot, suffix = view.rpartition(".")
+        if f"{dot}{suffix}".lower() in SUFFIXES and stem in names:
+            return names.index(stem)
+        if view.isdecimal() and int(view) < len(names):
+            return int(view)
         raise ConfigError(
             f"{self.name} has no view {view!r}; give 0 to {len(names) - 1} or a name such as "
             f"{names[0]}"
@@ -171,7 +180,7 @@ def save_scene(scene: Scene, folder: Path) -> Path:
                 name: path.relative_to(folder).as_posix() for name, path in view.mattes.items()
             }
         frames.append(frame)
-    about = {"name": scene.name, "kind": scene.kind, "extent": scene.extent, "near": scene.near}
+    about = {key: getattr(scene, key) for key in ("name", "kind", "extent", "near", "reduction")}
     path = folder / "transforms.json"
     data: dict[str, Any] = {"camera_model": "OPENCV", "zim_sa3d": about}
     # nerfstudio's own keys, so that it holds out the same views

@@ -284,7 +284,8 @@ class _Work:
         camera = self.scene.views[prompt.view].camera
         labels = prompt.labels or [1] * len(prompt.points)
         pixels = [
-            min(int(y), camera.height - 1) * camera.width + min(int(x), camera.width - 1)
+            min(int(y + 0.5), camera.height - 1) * camera.width
+            + min(int(x + 0.5), camera.width - 1)  # whole numbers are the pixels' centres
             for (x, y), label in zip(prompt.points, labels, strict=True)
             if label == 1
         ]

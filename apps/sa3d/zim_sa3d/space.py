@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zim.errors import ConfigError
+from zim_sa3d.cameras import Camera
 from zim_sa3d.scene import Scene
 
 #: how much of the cube's half-side lies outside the cameras' own region (DVGO: 0.2)
@@ -159,7 +160,7 @@ def _forward(scene: Scene) -> Space:
     near = scene.near if scene.near is not None else 1.0
     # the cube's walls stand a little outside of what the outermost cameras see at the near plane
     offsets = np.array([(c.position - centre) @ axes.T for c in cameras])
-    tangents = np.array([[c.width / 2 / c.fx, c.height / 2 / c.fy] for c in cameras]).max(0)
+    tangents = np.array([_tangents(c, axes) for c in cameras]).max(0)
     spread = np.abs(offsets[:, :2]).max(0) / near
     half = 1.05 * (tangents + spread)
     return Space(
@@ -170,6 +171,21 @@ def _forward(scene: Scene) -> Space:
         tuple(tuple(float(v) for v in row) for row in axes),
         (float(half[0]), float(half[1])),
     )
+
+
+def _tangents(camera: Camera, axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far a camera's corners reach to the sides along ``axes``, as 2 tangents."""
+    right, down = camera.width - camera.cx, camera.height - camera.cy
+    corners = np.array(
+        [
+            [x / camera.fx, -y / camera.fy, -1.0]
+            for x in (-camera.cx, right)
+            for y in (-camera.cy, down)
+        ]
+    )
+    turned = corners @ camera.c2w[:, :3].T @ axes.T
+    # a corner that looks past the side would need a cube without end
+    return np.abs(turned[:, :2] / np.maximum(-turned[:, 2:], 0.1)).max(0)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import sys
 import threading
 import time
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from zim import viz
 from zim._extras import require
 from zim.commandline import Report
-from zim.errors import ZimError
+from zim.errors import ZimError, reason
 from zim.images import load_image
 from zim_sa3d import field_note
 from zim_sa3d.field import render_view
@@ -35,17 +37,15 @@ def serve(args: argparse.Namespace) -> Report:
 
     Raises:
         MissingExtraError: viser is not installed.
-        ZimError: the port is taken.
+        ZimError: the address is none, or the port is taken.
     """
     viser: Any = require("viser", EXTRA)
     require("trimesh", EXTRA)
+    check_address(args.host, args.port)
     work = Run(args)
     scene = work.scene()
-    try:
-        with redirect_stdout(sys.stderr):  # it greets
-            server = viser.ViserServer(host=args.host, port=args.port, verbose=False)
-    except OSError as error:
-        raise ZimError(f"port {args.port} of {args.host} cannot be used ({error})") from error
+    with redirect_stdout(sys.stderr):  # it greets
+        server = viser.ViserServer(host=args.host, port=args.port, verbose=False)
     Page(server, work, scene)
     sys.stderr.write(f"{scene.name} at http://{args.host}:{server.get_port()}, Ctrl+C ends it\n")
     try:
@@ -54,6 +54,25 @@ def serve(args: argparse.Namespace) -> Report:
     except KeyboardInterrupt:
         server.stop()
     return Report()
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse what cannot be listened on: viser would hang, or take the next port unasked.
+
+    Raises:
+        ZimError: the host is unknown or not this machine's, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name == "posix":  # one that was closed a moment ago is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ZimError(
+            f"port {port} of {host} cannot be used ({reason(error)}); give another --port, or "
+            "--host with a name of this machine"
+        ) from error
 
 
 class Page:
