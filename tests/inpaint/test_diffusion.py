@@ -92,3 +92,11 @@ def test_three_modes_repeat_and_keep_the_rest(asked: dict[str, Any], folder: Pat
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_index\.json"):
         inpaint(IMAGE, ALPHA, backend="diffusers", model=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("text", ["[]", "{bad"])
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("diffusers")
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model_index\.json is damaged"):
+        inpaint(IMAGE, ALPHA, "remove", "diffusers", model=str(tmp_path), offline=True)

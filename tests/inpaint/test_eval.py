@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, ZimError
 from zim.images import save_rgb
 from zim.rle import decode_rle, encode_coco
 from zim.testing import picture
 from zim_inpaint import eval_command, evaluate
 from zim_inpaint.cli import main
 from zim_inpaint.clip_metrics import Clip, crop, measure
-from zim_inpaint.coco import Filter, draw_points, polygon_mask, read_coco
+from zim_inpaint.coco import Filter, Target, draw_points, polygon_mask, read_coco
 
 NAMES = ["cat", "dog", "tv", "hot dog", "bus", "cup", "bed"]
 
@@ -125,6 +125,27 @@ def test_polygons_agree_with_cocos_tools_to_the_pixel() -> None:
         np.testing.assert_array_equal(polygon_mask(polygon, height, width), theirs)
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[1.0, 2.0, 3.0]],
+        [[]],
+        [[1.0, 2.0, 3.0, 4.0]],
+        [["a", "b", "c", "d", "e", "f"]],
+        None,
+        5,
+        [[1e9, 1, 2, 3, 4, 5e9]],
+        [[float("nan"), 1, 2, 3, 4, 5]],
+        encode_coco(np.ones((9, 9), np.bool_)),
+        {"size": [20, 30], "counts": ["x"]},
+    ],
+)
+def test_a_damaged_annotation_is_one_error(segmentation: Any) -> None:
+    target = Target(7, Path("a.jpg"), "cat", (0, 0, 9, 9), (20, 30), segmentation)
+    with pytest.raises(ZimError, match=r"annotation 7 "):
+        target.mask()
+
+
 def test_points_are_distinct_pixels_of_the_mask_and_repeat() -> None:
     mask = np.zeros((40, 50), np.bool_)
     mask[5:9, 7:12] = True
@@ -208,7 +229,8 @@ def test_missing_clip_weights_are_one_clear_line(
 
 def test_eval_end_to_end(coco: Path, tiny_clip: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "out"
-    assert main(words(coco, tiny_clip, output, "--models", "coco,grabcut", "--sheet", "2")) == 0
+    more = ("--models", "coco,grabcut", "--sheet", "2", "--template", "a { {}")
+    assert main(words(coco, tiny_clip, output, *more)) == 0
     report = json.loads(capsys.readouterr().out)
     rows = evaluate.read_results(output)
     assert {(r["model"], r["key"]) for r in rows} == {
@@ -253,6 +275,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     monkeypatch.setattr(evaluate, "measure", dies_at_the_third)
     assert main(words(coco, tiny_clip, broken, "--models", "coco")) != 0
     with (broken / "results.jsonl").open("a") as file:
+        file.write('{"model": "coco", "key": 12}\n')  # without its values
         file.write('{"model": "coco", "key": 11, "l2"')  # torn
     assert [row["key"] for row in evaluate.read_results(broken)] == [1, 2]
     calls = itertools.count(10)

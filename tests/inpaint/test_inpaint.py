@@ -132,6 +132,17 @@ def test_the_work_size_is_kept_and_the_result_is_full_size(painter: Any) -> None
     assert (result.image[result.mask] == filler.colour).all()
 
 
+def test_margins_of_any_size(painter: Any) -> None:
+    assert around(SOFT > 0.5, 1e308) == around(SOFT > 0.5, 50)
+    assert grown(SOFT > 0.5, 100000).all()
+    assert paste_weight(SOFT > 0.5, 1e6)[0, 0] > 0
+    # a wide ramp falls gently and is not cut at the window
+    small = np.zeros((300, 300), np.float32)
+    small[148:152, 148:152] = 1
+    weight = inpaint(picture(300, 300), small, backend=painter(), grow=0, feather=20).weight
+    assert np.abs(np.diff(weight[150, 152:])).max() < 0.1
+
+
 def test_fill_hands_the_words_on(painter: Any) -> None:
     filler = painter(words=True)
     result = inpaint(IMAGE, SOFT, "fill", filler, text="a fern", negative="a cat", seed=5)

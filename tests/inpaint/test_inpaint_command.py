@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from zim import plugins
 from zim.protocols import Detection
 from zim.testing import disc, picture
 from zim_inpaint import backends, flags
+from zim_inpaint import picture as picture_module
 from zim_inpaint.api import MODES
 from zim_inpaint.cli import main
+from zim_inpaint.picture import Picture, is_deep
+from zim_inpaint.transparency import repaired
 
 SIZE = (96, 128)
 ALPHA = disc(*SIZE, softness=6)
@@ -166,12 +170,15 @@ def test_a_manifest_says_something_for_every_picture(
         {"image": 5},
         {"image": "~nobody-at-all/b.png", "points": [[1, 2]]},
         {"image": "other.png", "points": []},
+        {"image": "other.png", "points": [[1, 2]], "matte": "m.png"},
     ]
     manifest = photo.parent / "list.jsonl"
     manifest.write_text("\n".join([*map(json.dumps, rows), "no JSON"]))
     words = ["--manifest", str(manifest), "-o", str(photo.parent / "out/"), "--json"]
     assert main(words) == 1
     data = report(capsys)
+    assert main([*words, "--points", "1,1"]) == 2
+    assert "with --manifest its lines say which object" in capsys.readouterr().err
     errors = [item["error"] for item in data["items"] if item["error"]]
     expected = (
         "line 3: point [64",
@@ -180,7 +187,7 @@ def test_a_manifest_says_something_for_every_picture(
         "such home",
         "line 8: its",
     )
-    expected += ("line 9: not JSON",)
+    expected += ("line 9: its matte is used as it is", "line 10: not JSON")
     assert len(errors) == len(expected)
     for said in expected:
         assert any(said in error for error in errors), said
@@ -230,11 +237,51 @@ def test_a_wide_gamut_file_keeps_its_values_and_its_profile(
         profile[place : place + 5] = b"x\x00x\x00x"
     source, target = tmp_path / "in.tif", tmp_path / "out.png"
     Image.fromarray(IMAGE).save(source, icc_profile=bytes(profile))
+    words = ["--image", str(source), "--points", "64,48", "--mode", "replace", "-o"]
+    assert main([*words, str(tmp_path / "red.png"), "--background", "#ff1000"]) == 0
+    with Image.open(tmp_path / "red.png") as image:  # the colour that was asked for, in sRGB
+        assert "icc_profile" not in image.info
+        assert image.getpixel((0, 0)) == (255, 16, 0)
     assert main(["--image", str(source), "--points", "64,48", "-o", str(target)]) == 0
     capsys.readouterr()
     with Image.open(target) as image:
         assert image.info["icc_profile"] == bytes(profile)
         assert (np.array(image)[:20, :20] == IMAGE[:20, :20]).all()
+
+
+def test_transparency_goes_with_what_it_belongs_to(tmp_path: Path) -> None:
+    """An opaque disc on transparent: removed, filled in, and put on blue."""
+    shape = (disc(*SIZE, radius=20, softness=2) * 255).astype(np.uint8)
+    yellow = np.where(shape[..., None] > 0, np.array([220, 180, 40]), 0).astype(np.uint8)
+    source, matte = tmp_path / "in.png", tmp_path / "m.png"
+    Image.fromarray(np.dstack([yellow, shape])).save(source)
+    Image.fromarray(shape).save(matte)
+    words = ["--image", str(source), "--matte", str(matte), "--backend", "telea", "-o"]
+    gone, blue = tmp_path / "gone.png", tmp_path / "blue.jpg"
+    assert main([*words, str(gone)]) == 0
+    assert np.array(Image.open(gone))[..., 3].max() == 0
+    words = ["--image", str(source), "--matte", str(matte), "--mode", "replace", "-o", str(blue)]
+    assert main([*words, "--background", "#00f"]) == 0
+    # JPEG has no transparency: nothing of it is left, and the rim mixes yellow with blue alone
+    out = np.array(Image.open(blue)).astype(int)
+    share = shape[..., None] / 255
+    expected = share * [220, 180, 40] + (1 - share) * [0, 0, 255]
+    assert np.abs(out - expected).mean() < 3
+    assert np.abs(out - expected).max() < 60
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_hole_over_an_edge_of_transparency(removed: bool) -> None:
+    alpha = np.ones((40, 40), np.float32)
+    alpha[:, 20:] = 0
+    mask = np.zeros((40, 40), np.bool_)
+    mask[15:25, 10:30] = True
+    like = Picture(picture(40, 40), picture(40, 40), alpha)
+    out = repaired(like, mask, mask.astype(np.float32), removed=removed).alpha
+    assert out is not None
+    assert (out[~mask] == alpha[~mask]).all()
+    assert out[20, 12] == pytest.approx(1, abs=1e-3)
+    assert out[20, 27] == pytest.approx(0 if removed else 1, abs=1e-3)
 
 
 def test_jpeg_and_webp_are_written(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +292,79 @@ def test_jpeg_and_webp_are_written(photo: Path, capsys: pytest.CaptureFixture[st
         difference = np.abs(out[:20, :20].astype(int) - IMAGE[:20, :20]).max()
         assert difference == 0 if suffix != ".jpg" else difference < 30
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("I;16", {}),
+        ("CMYK", {}),
+        ("L", {}),
+        ("P", {}),
+        ("1", {"compression": "group4"}),
+        ("RGB", {"tiffinfo": {0x0112: 6}}),
+        ("RGB", {"tiffinfo": {282: 4e9, 283: 4e9}}),
+        ("RGB", {"tiffinfo": {282: 0.0, 283: 0.0}}),
+    ],
+)
+def test_a_tiff_of_any_kind_comes_out_readable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, more: dict[str, Any]
+) -> None:
+    source = tmp_path / "in.tif"
+    grey = Image.fromarray(IMAGE[..., 0].astype(np.uint16) * 257)
+    stored = grey if mode == "I;16" else Image.fromarray(IMAGE).convert(mode)
+    info = {0x010E: "a disc"} | more.get("tiffinfo", {})
+    stored.save(source, **more | {"tiffinfo": info})
+    for name in ("out.tif", "out.png"):
+        target = tmp_path / name
+        assert main(["--image", str(source), "--points", "64,48", "-o", str(target)]) == 0
+        with Image.open(target) as image:
+            assert image.mode == "RGB"
+            assert image.size == ((96, 128) if 0x0112 in info else (128, 96))
+            assert np.array(image)[48, 64].shape == (3,)
+            assert image.getexif()[0x010E] == "a disc"
+    assert ("16 bits become 8" in capsys.readouterr().err) == (mode == "I;16")
+
+
+@pytest.mark.parametrize(
+    ("mode", "raw", "format", "deep"),
+    [
+        ("RGB", ("RGB", 0, 16), "TIFF", False),
+        ("RGB", ("BGR;16", 516, -1), "BMP", False),
+        ("RGB", "RGB;16B", "PNG", True),
+        ("RGB", ("RGB;16N", False, 101978), "TIFF", True),
+        ("I;16", "I;16B", "PNG", True),
+        ("RGB", ("RGB", 65535), "PPM", True),
+        ("RGB", ("RGB", 100), "PPM", False),
+        ("I", "I;16B", "PPM", True),
+    ],
+)
+def test_sixteen_bits_are_what_the_pixels_have(
+    mode: str, raw: Any, format: str, deep: bool
+) -> None:
+    opened: Any = SimpleNamespace(mode=mode, tile=[("raw", (), 16, raw)], format=format)
+    assert is_deep(opened) is deep
+
+
+def test_whatever_a_picture_raises_stops_that_picture_only(
+    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = photo.with_name("strange.png")
+    Image.fromarray(IMAGE).save(other)
+    read = picture_module.read_picture
+
+    def strange(source: str) -> Any:
+        if source == str(other):
+            raise RuntimeError("deep inside")
+        return read(source)
+
+    monkeypatch.setattr(picture_module, "read_picture", strange)
+    out = photo.parent / "out"
+    words = ["--image", str(other), str(photo), "--points", "64,48", "-o", f"{out}/", "--json"]
+    assert main(words) == 1
+    streams = capsys.readouterr()
+    assert [bool(item["error"]) for item in json.loads(streams.out)["items"]] == [True, False]
+    assert streams.err == f"zim-inpaint: {other}: deep inside\n"
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -266,7 +386,20 @@ def test_a_picture_without_its_flag_is_told_the_flag(
         (["--points", "64,48", "--mode", "fill"], 2, "--text"),
         (["--points", "64,48", "--mode", "replace"], 2, "--background"),
         (["--points", "64,48", "--background", "red"], 2, "--mode replace"),
-        (["--points", "64,48", "--mode", "fill", "--text", "x"], 1, "takes none"),
+        (["--points", "64,48", "--mode", "fill", "--text", "x"], 2, "takes none"),
+        (["--object", ""], 2, "--object is empty"),
+        (["--points", "64,48", "--lama", "/none"], 2, "--lama would do nothing"),
+        (["--points", "64,48", "--steps", "5"], 2, "--steps would do nothing"),
+        (["--points", "64,48", "--offload", "model"], 2, "--backend diffusers, not telea"),
+        (["--points", "64,48", "--pipeline", "foo"], 2, "--pipeline would do nothing"),
+        (["--points", "64,48", "--negative", "x"], 2, "--negative would do nothing"),
+        (["--points", "64,48", "--resize-matte"], 2, "there is no --matte"),
+        (["--points", "64,48", "--detector", "nosuch"], 2, "no words for it"),
+        (
+            ["--points", "64,48", "--mode", "replace", "--background", "red", "--feather", "9"],
+            2,
+            "would do nothing",
+        ),
         (["--points", "64,48", "--backend", "lama"], 1, "206 MB, Apache-2.0"),
         (["--points", "64,48", "--grow", "wide"], 2, "auto or a whole number"),
         (["--points", "64,48", "--matte", "m.png"], 2, "used as it is"),

@@ -23,6 +23,8 @@ MODES: tuple[str, ...] = ("remove", "fill", "replace")
 
 #: a matte that covers more leaves nothing to continue
 _FULL = 0.95
+#: the ramp ends so many times ``feather`` away from the mask
+_RAMP = 3
 #: above these shares of the window, and of the picture's rim, results get worse
 _LARGE, _AT_THE_RIM = 0.4, 0.25
 
@@ -123,7 +125,7 @@ def inpaint(
             "use the backend 'diffusers' with a model"
             + (", or give a background" if mode == "replace" else "")
         )
-    window = around(hole, context)
+    window = around(hole, context, _RAMP * feather if mode != "replace" else 0)
     fill = rgb.copy()
     part, masked = rgb[window.rows, window.columns], hole[window.rows, window.columns]
     shape = work_shape(
@@ -223,7 +225,6 @@ def _pasted(
 ) -> tuple[_U8, NDArray[np.float32]]:
     weight = np.zeros(hole.shape, np.float32)
     out = rgb.copy()
-    # The ramp may end outside of the window only where the context is almost nothing.
     rows, columns = window.rows, window.columns
     weight[rows, columns] = paste_weight(hole[rows, columns], feather)
     out[rows, columns] = blend(fill[rows, columns], rgb[rows, columns], weight[rows, columns])

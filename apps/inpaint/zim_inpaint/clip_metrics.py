@@ -140,7 +140,7 @@ class Clip:
         self._model.eval()
         self._device = device
         with torch.inference_mode():
-            tokens = tokenizer([template.format(name) for name in names]).to(device)
+            tokens = tokenizer([template.replace("{}", name) for name in names]).to(device)
             self.texts = self._model.encode_text(tokens, normalize=True).float().cpu().numpy()
 
     def embed(self, crops: Sequence[Image.Image]) -> NDArray[np.float32]:

@@ -16,6 +16,8 @@ from zim.rle import decode_rle
 
 #: COCO draws polygons on a grid this many times finer than the pixels
 _FINER = 5
+#: a corner that is so many times the picture's longer side away is damaged
+_FAR = 4
 Mask = NDArray[np.bool_]
 
 
@@ -68,11 +70,31 @@ class Target:
     segmentation: Any
 
     def mask(self) -> Mask:
-        """Return the ground truth, H x W bool."""
+        """Return the ground truth, H x W bool.
+
+        Raises:
+            ImageError: the annotation is damaged, or of another size than the picture.
+        """
+        try:
+            mask = self._drawn()
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:
+            raise ImageError(f"annotation {self.key} is damaged ({reason(error)})") from error
+        if mask.shape != self.size:
+            raise ImageError(
+                f"annotation {self.key} has a mask of {mask.shape}; expected {self.size}"
+            )
+        return mask
+
+    def _drawn(self) -> Mask:
         if isinstance(self.segmentation, dict):
             return decode_rle(self.segmentation)
         mask = np.zeros(self.size, np.bool_)
         for polygon in self.segmentation:
+            corners = np.asarray(polygon, float)
+            if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
+                raise ValueError("a polygon is x, y of at least three corners")
+            if not (np.abs(corners) < _FAR * max(self.size)).all():
+                raise ValueError("a corner is far outside of the picture")
             mask |= polygon_mask(polygon, *self.size)
         return mask
 

@@ -29,6 +29,9 @@ _HARD_GROWTH = 7
 #: largest growth there, and the share of the soft band's width that is added to one pixel
 _MOST_GROWTH, _BAND_SHARE = 8, 0.15
 
+#: a ramp is never cut below this; a larger disc is drawn by distance, as its kernel would be huge
+_LEAST_CAP, _LARGE_DISC = 8, 64
+
 Mask = NDArray[np.bool_]
 
 
@@ -104,6 +107,7 @@ def paste_weight(mask: Mask, feather: float) -> NDArray[np.float32]:
         feather: standard deviation of the ramp in pixels; 0 for a hard edge.
     """
     weight = mask.astype(np.float32)
+    feather = min(feather, max(_LEAST_CAP, max(mask.shape) / 4))  # a wider one is all ramp
     if feather <= 0 or not mask.any():
         return weight
     wide = _dilate(np.ascontiguousarray(mask).view(np.uint8), max(1, round(feather)))
@@ -113,6 +117,9 @@ def paste_weight(mask: Mask, feather: float) -> NDArray[np.float32]:
 
 
 def _dilate(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
+    if radius > _LARGE_DISC:
+        away = cv2.distanceTransform((mask == 0).view(np.uint8), cv2.DIST_L2, 5)
+        return np.asarray(away <= radius, dtype=np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     return np.asarray(cv2.dilate(mask, disc), dtype=np.uint8)
 

@@ -152,7 +152,7 @@ def read_results(output: Path) -> list[dict[str, Any]]:
     """Read what was scored so far, each object and model once, in a fixed order."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows_of([output / RESULTS]):
-        if "model" in row and "key" in row:
+        if "model" in row and "key" in row and "l2" in row:
             rows[row["model"], row["key"]] = row
     return [rows[key] for key in sorted(rows)]
 

@@ -158,8 +158,49 @@ def check(args: argparse.Namespace) -> None:
     prompted = args.points or args.box or args.scribble or args.mask or args.prompts
     if args.matte and (prompted or args.object):
         raise UsageError("--matte is used as it is; leave out the other ways to say which object")
+    if args.manifest and (prompted or args.matte):
+        raise UsageError(
+            "with --manifest its lines say which object; leave out --matte, --points and the other "
+            "prompts"
+        )
     if args.mode == "remove" and args.text and args.object:
         raise UsageError("in mode remove --text means --object; give one of them")
+    if args.object is not None and not args.object.strip():
+        raise UsageError("--object is empty; expected words, or leave it out")
+    for flag, why in _unused(args).items():
+        raise UsageError(f"{flag} would do nothing: {why}; leave it out")
+    spoken = args.mode == "fill" or (args.mode == "replace" and not args.background)
+    if spoken and args.backend != "diffusers":
+        raise UsageError(
+            f"--mode {args.mode} paints what words say, and --backend {args.backend} takes none; "
+            "use --backend diffusers"
+        )
+
+
+def _unused(args: argparse.Namespace) -> dict[str, str]:
+    """Return the flags that the chosen mode and backend do not look at, each with the reason."""
+    named = args.object or (args.mode == "remove" and args.text)
+    unused: dict[str, str] = {}
+    if args.resize_matte and not (args.matte or args.manifest):
+        unused["--resize-matte"] = "there is no --matte"
+    if args.detector is not None and not (named or args.manifest):
+        unused["--detector"] = "there are no words for it, as in --object WORDS"
+    if args.background:
+        why = "--background is painted as it is"
+        given = {"--text": args.text, "--backend": args.backend != "auto"}
+        unused |= {flag: why for flag, value in given.items() if value}
+    if args.mode == "replace":
+        given = {"--grow": args.grow != "auto", "--feather": args.feather != 2}
+        unused |= {flag: "the matte itself is the edge" for flag, value in given.items() if value}
+    if args.lama is not None and args.backend not in ("auto", "lama"):
+        unused["--lama"] = f"it is for --backend lama, not {args.backend}"
+    if args.backend != "diffusers":
+        given = {"--pipeline": args.pipeline != "sd15", "--offload": args.offload != "none"}
+        names = ("negative", "steps", "guidance", "strength")
+        given |= {f"--{name}": getattr(args, name) is not None for name in names}
+        why = f"it is for --backend diffusers, not {args.backend}"
+        unused |= {flag: why for flag, value in given.items() if value}
+    return unused
 
 
 def pixels_or_auto(text: str) -> int | str:

@@ -142,6 +142,10 @@ def _job(
         prompt = read_entry(asked, where) if asked else ObjectPrompt()
         if asked and prompt == ObjectPrompt():
             raise PromptError(f"{where}: its prompt is empty; leave it out")
+        if row.get("matte") and (asked or row.get("object") or (removing and row.get("text"))):
+            raise PromptError(
+                f"{where}: its matte is used as it is; leave out the other ways to say which object"
+            )
     except PromptError as error:
         return Job(_beside(image, folder), error=str(error))
     own = row.get("text")

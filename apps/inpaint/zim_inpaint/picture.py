@@ -7,6 +7,8 @@ comes out with the values it had, and the profile that explains them goes with i
 from __future__ import annotations
 
 import io
+import math
+import re
 import struct
 import sys
 import zlib
@@ -28,6 +30,13 @@ _PNG_HEADER = 33
 #: length, name, one byte and checksum of the sRGB chunk that follows it
 _SRGB_CHUNK = 13
 _QUALITY = 95
+#: what a TIFF says about its own pixels and where they lie; a copy of it would contradict ours
+_STRUCTURE = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 282, 283, 284, 296, 317}
+_STRUCTURE |= {*range(320, 326), 330, 338, 339, 347, *range(512, 533), 34675}
+#: how Pillow names values of 16 bits by their byte order; without one they are 5, 6 and 5 bits
+_DEEP = re.compile(r"(L|LA|RGB|RGB[AXa]|CMYK);16[BLN]")
+#: dots per inch from which on a file is damaged; formats hold no such number
+_MOST_DPI = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +48,7 @@ class Picture:
         srgb: the same in sRGB, for models.
         alpha: the file's transparency, float32 H x W, or None.
         icc: the profile of ``rgb``; None for sRGB.
-        exif: EXIF block without its orientation, which is applied.
+        exif: EXIF block without its orientation, which is applied, and without a TIFF's layout.
         dpi: resolution for printing.
         note: something the user should know, or None.
     """
@@ -63,25 +72,44 @@ def read_picture(source: str) -> Picture:
     loaded = load_image(given)
     file: Any = io.BytesIO(given) if source == "-" else Path(source).expanduser()
     with open_header(file) as image:
-        dpi = image.info.get("dpi")
-        depth = image.tile[0][3] if getattr(image, "tile", None) else None
-        deep = image.mode.startswith("I;16") or "16" in str(depth)
+        dpi, deep = _dpi(image), is_deep(image)
         rgb, icc = loaded.rgb, None
         if loaded.icc and image.mode in ("RGB", "RGBA") and not deep:
             own = np.array(ImageOps.exif_transpose(image).convert("RGB"))
             if (own != rgb).any():
                 rgb, icc = own, loaded.icc
         exif = image.getexif()
-        exif.pop(_ORIENTATION, None)  # last: the image forgets it too
+        for tag in (_ORIENTATION, *_STRUCTURE):  # last: the image forgets them too
+            exif.pop(tag, None)
     return Picture(
         rgb,
         loaded.rgb,
         loaded.alpha,
         icc,
         exif.tobytes() if len(exif) else None,
-        (float(dpi[0]), float(dpi[1])) if dpi else None,
+        dpi,
         "16 bits become 8" if deep else None,
     )
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether the values of a file that is open but not read yet have 16 bits."""
+    tiles = getattr(image, "tile", None)
+    layout = tiles[0][3] if tiles else None
+    if image.format == "PPM":  # (raw mode, largest value) where the values are not bytes
+        return image.mode == "I" or (isinstance(layout, tuple) and layout[-1] in range(256, 65536))
+    raw = layout[0] if isinstance(layout, tuple) else layout
+    return image.mode.startswith("I;16") or bool(_DEEP.fullmatch(str(raw)))
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return a file's resolution, or None where it states none that can be meant."""
+    try:
+        x, y = (float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    fits = all(math.isfinite(value) and 0 < value < _MOST_DPI for value in (x, y))
+    return (x, y) if fits else None
 
 
 def encode_picture(rgb: NDArray[np.uint8], like: Picture, suffix: str) -> bytes:
@@ -116,7 +144,7 @@ def encode_picture(rgb: NDArray[np.uint8], like: Picture, suffix: str) -> bytes:
     buffer = io.BytesIO()
     try:
         image.save(buffer, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise OutputError(f"encoding as {suffix} failed ({error})") from error
     return buffer.getvalue()
 

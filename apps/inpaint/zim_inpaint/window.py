@@ -66,16 +66,18 @@ def bounds(mask: NDArray[np.bool_]) -> Window | None:
     return Window(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-def around(mask: NDArray[np.bool_], context: float) -> Window:
+def around(mask: NDArray[np.bool_], context: float, least: float = 0) -> Window:
     """Return the window of a hole.
 
     Args:
         mask: H x W bool, not empty.
         context: margin on every side, as a share of the hole's longer side.
+        least: pixels that the margin has at least.
     """
     box = bounds(mask)
     assert box is not None
-    margin = round(context * max(box.width, box.height)) + _LEAST_MARGIN
+    wanted = min(context * max(box.width, box.height), max(mask.shape))
+    margin = max(round(wanted) + _LEAST_MARGIN, round(min(least, max(mask.shape))))
     left, right = _shifted(box.left, box.right, margin, mask.shape[1])
     top, bottom = _shifted(box.top, box.bottom, margin, mask.shape[0])
     return Window(left, top, right, bottom)

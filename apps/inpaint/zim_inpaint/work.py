@@ -124,12 +124,12 @@ class _Work:
                     alpha, count, score = self.finder.find(picture.srgb, job.prompts, job.words)
                     metrics = {"objects": count, "score": round(score, 4)}
             with timed(seconds, "repaint"):
-                result = self.repaint(picture, alpha, job)
+                result, like = self.repaint(picture, alpha, job)
             with timed(seconds, "write"):
-                self.write(job, picture, alpha, result)
+                self.write(job, like, alpha, result)
         except BrokenPipeError:
             raise
-        except (ZimError, OSError) as error:
+        except Exception as error:  # libraries raise whatever a strange file makes them run into
             self.add_error(job.image, error)
             return
         for note in (*result.notes, *([picture.note] if picture.note else ())):
@@ -137,12 +137,15 @@ class _Work:
         metrics["hole_share"] = result.meta["hole_share"]
         self.add_item(job, metrics, settings=result.meta)
 
-    def repaint(self, picture: Picture, alpha: Any, job: Job) -> InpaintResult:
-        """Call the library with what the flags say."""
+    def repaint(self, picture: Picture, alpha: Any, job: Job) -> tuple[InpaintResult, Picture]:
+        """Call the library with what the flags say; the picture is what the result is like."""
         from zim_inpaint.api import inpaint
+        from zim_inpaint.transparency import behind, repaired
 
         args = self.args
-        return inpaint(
+        if args.mode == "replace":
+            picture, alpha = behind(picture, alpha)
+        result = inpaint(
             picture.rgb,
             alpha,
             args.mode,
@@ -158,6 +161,8 @@ class _Work:
             work_size=args.work_size,
             seed=args.seed,
         )
+        removed = args.mode == "remove"
+        return result, repaired(picture, result.mask, result.weight, removed=removed)
 
     def write(self, job: Job, picture: Picture, alpha: Any, result: InpaintResult) -> None:
         """Write what is left to write: all of it, or nothing."""

@@ -59,8 +59,8 @@ class Filler(Protocol):
 def get_filler(name: str, **options: Any) -> Filler:
     """Return a filler by name.
 
-    ``auto`` takes the first that is ready without a download: ``lama`` if its file is there and
-    intact, else ``patchmatch``, else ``telea``.
+    ``auto`` takes the first that is ready without a download: ``lama`` if its file is there (one
+    that is damaged is an error), else ``patchmatch``, else ``telea``.
 
     Args:
         name: one of :data:`NAMES`.

@@ -229,7 +229,12 @@ def _class_name(diffusers: Any, source: str, offline: bool) -> str:
         index = folder / "model_index.json"
         if not index.is_file():
             raise CheckpointError(f"{folder} holds no model_index.json; expected a saved pipeline")
-        config = json.loads(index.read_text(encoding="utf-8"))
+        try:
+            config = json.loads(index.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{index} is damaged ({one_line(error)})") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{index} is damaged; expected one JSON object")
     else:
         config = diffusers.DiffusionPipeline.load_config(source, local_files_only=offline)
     return str(config.get("_class_name", ""))
