@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> Report:
             weights=hashes,
         )
     with timed(report.seconds, "write"):
-        _write(args, report, output, targets, models, settings, skipped, failures)
+        _write(args, report, output, targets, hashes, settings, skipped, failures)
     return report
 
 
@@ -190,7 +190,7 @@ def _write(
     report: Report,
     output: Path,
     targets: list[Target],
-    models: list[str],
+    hashes: dict[str, str],
     settings: Settings,
     skipped: Counter[str],
     failures: Failures,
@@ -199,7 +199,8 @@ def _write(
     from zim_inpaint.eval_tables import sheet, tables
     from zim_inpaint.evaluate import read_results
 
-    rows = [row for row in read_results(output) if row["model"] in models]
+    models = list(hashes)
+    rows = [r for r in read_results(output) if r.get("weights", "") == hashes.get(r["model"])]
     made, means = tables(rows, models, args.clip_distance, args.clip_rule)
     lines = [table.markdown() for table in made]
     lines.append(_protocol(args, settings, skipped))

@@ -115,7 +115,7 @@ def evaluate(
         OutputError: the folder holds results of other settings.
     """
     output.mkdir(parents=True, exist_ok=True)
-    check_settings(output, asdict(settings) | {"objects": len(targets)})
+    check_settings(output, asdict(settings) | {"objects": len(targets), "clicks": "pixel centres"})
     shown = {target.key for target in targets[:pictures]}
     failures = Failures({}, {})
     hashes = weights or {}
