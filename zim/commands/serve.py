@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -117,6 +118,9 @@ def run(args: argparse.Namespace) -> Report:
             _leave(130, "zim serve: interrupted\n")
         except SystemExit:  # SIGTERM, which has said so
             _leave(143)
+        if server.told is not None:  # the signal came back to nobody: all was done at that moment
+            interrupted = server.told == signal.SIGINT
+            _leave(128 + server.told, "zim serve: interrupted\n" if interrupted else "")
     report = Report(model=settings.models[0], extra={"address": address})
     if not server.started:
         report.failed = True
@@ -160,7 +164,10 @@ def _server(uvicorn: Any, config: Any) -> Any:
     class Server(uvicorn.Server):
         """Says what it waits for after Ctrl+C, and does not wait after the second one."""
 
+        told: int | None = None
+
         def handle_exit(self, sig: int, frame: Any) -> None:
+            self.told = sig
             if self.should_exit:
                 _leave(128 + sig, "zim serve: stopped\n")
             sys.stderr.write(
