@@ -72,7 +72,7 @@ def test_an_address_that_cannot_be_used_is_told_before_anything_is_made(tmp_path
         for words, code, text in (
             (["--port", port], 1, f"port {port} of 127.0.0.1 cannot be used"),
             (["--host", "300.1.1.1"], 1, "port 8080 of 300.1.1.1 cannot be used"),
-            (["--port", "99999"], 2, "'99999' is not a whole number from 1 to 65535"),
+            (["--port", "99999"], 2, "'99999' is no port; expected 1 to 65535"),
         ):
             out = tmp_path / "run"
             assert main(["view", "--scene", "synthetic", "-o", str(out), *words]) == code

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from zim.commandline import Report, UsageError, apply_runtime, positive_int
+from zim.commandline import Report, UsageError, apply_runtime, port_number, positive_int
 from zim.errors import OutputError
 from zim.name_flags import add_models_flag
 
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``zim serve``."""
     group = parser.add_argument_group("where")
     group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
-    group.add_argument("--port", type=_port, default=7860, metavar="N", help="port [7860]")
+    group.add_argument("--port", type=port_number, default=7860, metavar="N", help="port [7860]")
     group.add_argument(
         "--token",
         metavar="TEXT",
@@ -246,9 +246,3 @@ def _host_name(text: str) -> str:
             f"{text!r} is no host name; expected one like zim.example.org, without https:// or port"
         )
     return text.lower()
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 1 to 65535")
-    return int(text)

@@ -14,6 +14,7 @@ from zim.commandline import (
     Report,
     UsageError,
     fraction,
+    port_number,
     positive_int,
     run_command,
     run_program,
@@ -44,13 +45,6 @@ def _weight(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a number from 0 to below 1")
     return value
-
-
-def _port(text: str) -> int:
-    """Parse a port, 1 to 65535."""
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
-    return int(text)
 
 
 def _configure(
@@ -293,7 +287,7 @@ def _export(args: argparse.Namespace) -> Report:
 def _view_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address [127.0.0.1]")
-    group.add_argument("--port", type=_port, default=8080, metavar="N", help="port [8080]")
+    group.add_argument("--port", type=port_number, default=8080, metavar="N", help="port [8080]")
     _configure(parser)
 
 
