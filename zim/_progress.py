@@ -30,6 +30,24 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     yield from items if tracker is None else tracker(items, description, total)
 
 
+class Abandoned(Exception):
+    """Nobody waits any more for what was being done."""
+
+
+@contextmanager
+def abandoned_when(gone: Callable[[], bool]) -> Generator[None]:
+    """End the library's loops inside the block by :class:`Abandoned` once ``gone()`` is true."""
+
+    def tracker(items: Iterable[Any], _: str, __: int | None) -> Iterator[Any]:
+        for item in items:
+            if gone():
+                raise Abandoned
+            yield item
+
+    with _tracked(tracker):
+        yield
+
+
 @contextmanager
 def progress_on_stderr() -> Generator[None]:
     """Show the library's progress on stderr inside the block, if stderr is a terminal."""
@@ -46,6 +64,12 @@ def progress_on_stderr() -> Generator[None]:
             items, description=description, total=total, console=console, transient=True
         )
 
+    with _tracked(tracker):
+        yield
+
+
+@contextmanager
+def _tracked(tracker: Tracker) -> Generator[None]:
     token = _tracker.set(tracker)
     try:
         yield

@@ -288,6 +288,19 @@ def test_health_and_metrics(client):
     assert 'zim_requests_total{path="other",status="403"} 1.0' in text
 
 
+def test_an_unexpected_error_is_told_and_counted(model, png, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("zim.serve.engine.Engine.automatic", broken)
+    app = create_app(Settings(models=("tiny",)), models={"tiny": model}, tabs={})
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        answer = client.post("/v1/auto", files={"image": png})
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert 'path="/v1/auto",status="500"} 1.0' in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("path", ["/", "/app.css", "/js/main.js"])
 def test_the_page_is_served_under_a_strict_policy(client, path):
     answer = client.get(path)

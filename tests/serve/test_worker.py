@@ -5,10 +5,11 @@ import time
 import numpy as np
 import pytest
 
+from zim._progress import track
 from zim.serve.cache import Cache, Entry, embedding_id
 from zim.serve.engine import Engine
 from zim.serve.problems import Problem
-from zim.serve.schemas import MatteBody
+from zim.serve.schemas import AutoBody, MatteBody
 from zim.serve.service import Service
 from zim.serve.settings import Settings
 from zim.serve.worker import Job, Lane
@@ -134,6 +135,51 @@ def test_a_job_nobody_waits_for_is_dropped(model):
     gate.set()
     engine.close()
     assert ran == []
+
+
+def test_an_automatic_search_ends_when_nobody_waits_for_it_any_more(model, png, monkeypatch):
+    engine = Engine(Settings(models=("tiny",)), {"tiny": model})
+    service, begun, seen = Service(engine), threading.Event(), []
+
+    def search(self, points):
+        for turn in track(range(1000), "searching"):
+            begun.set()
+            seen.append(turn)
+            time.sleep(0.01)
+        return []
+
+    monkeypatch.setattr("zim.click_search.ClickSearch.run", search)
+
+    async def impatient() -> None:
+        task = asyncio.ensure_future(service.auto(AutoBody(image=png)))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(impatient())
+    assert engine.long(lambda: "free").result(5) == "free"
+    assert len(seen) < 500
+    service.close()
+    engine.close()
+
+
+def test_mattes_that_would_take_too_much_memory_together_are_refused(model, png, monkeypatch):
+    engine = Engine(Settings(models=("tiny",)), {"tiny": model})
+    service = Service(engine)
+    clicks = [{"points": [[5, 5]]}] * 4
+    sent = {"image": png, "objects": clicks}
+    height, width = engine.open(MatteBody(**sent).image, "tiny").size
+    monkeypatch.setattr("zim.serve.service.ANSWER_PIXELS", 6 * height * width)
+    with pytest.raises(Problem, match=r"12 mattes of .* expected at most 6") as refused:
+        asyncio.run(service.matte(MatteBody(**sent, candidates=3)))
+    assert refused.value.status == 422
+    for other in ({"candidates": 1}, {"candidates": 3, "preview": True}):
+        answer = asyncio.run(service.matte(MatteBody(**sent, **other)))
+        assert isinstance(answer, dict)
+        assert len(answer["objects"]) == 4
+    service.close()
+    engine.close()
 
 
 def test_full_size_files_do_not_hold_up_clicks(model, png):

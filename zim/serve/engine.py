@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zim._progress import abandoned_when
 from zim.errors import ConfigError, ImageError, ZimError
 from zim.images import load_image
 from zim.prompts import Prompt
@@ -197,9 +198,15 @@ class Engine:
         points = (prompt.points + 0.5) * scale - 0.5
         return Prompt(points.astype(np.float32), prompt.labels, box, mask, prompt.low_res)
 
-    def long(self, work: Any) -> Future[Any]:
-        """Run ``work()`` in the thread for long jobs."""
-        return self.long_lane.submit(Job(lambda _: [work()], None))
+    def long(self, work: Callable[[], Any], gone: threading.Event | None = None) -> Future[Any]:
+        """Run ``work()`` in the thread for long jobs; its loops end once ``gone`` is set."""
+        gone = gone or threading.Event()
+
+        def run(_: Sequence[Any]) -> list[Any]:
+            with abandoned_when(gone.is_set):
+                return [work()]
+
+        return self.long_lane.submit(Job(run, None))
 
     def _predictor(self, entry: Entry, size: Size) -> Any:
         from zim.predictor import ZimPredictor

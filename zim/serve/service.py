@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,8 @@ SUFFIX = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 
 #: bodies over a megabyte that are read at the same time
 UPLOADS = 8
+#: most pixels, of all mattes together, in an answer at full size (float32: 2 GB)
+ANSWER_PIXELS = 500_000_000
 
 
 @dataclass(eq=False)
@@ -75,6 +78,14 @@ class Service:
                 text = f"the service is busy: no turn within {seconds:g} s; try again"
                 raise Problem(429, text, {"Retry-After": "5"}) from error
             raise Problem(503, f"no answer within {seconds:g} s", {"Retry-After": "5"}) from error
+
+    async def long(self, work: Callable[[], T]) -> T:
+        """Wait for a long job, which ends early when nobody waits for it any more."""
+        gone = threading.Event()
+        try:
+            return await self.wait(self.engine.long(work, gone), self.engine.settings.long_timeout)
+        finally:
+            gone.set()
 
     async def in_pool(self, work: Callable[..., T], *args: Any, desk: Desk | None = None) -> T:
         """Run file work beside the event loop, at the quick desk or another one.
@@ -135,11 +146,23 @@ class Service:
         preview: bool,
         soft: bool = False,
     ) -> list[Answer]:
-        """Answer the prompts of several objects; they share a batch."""
+        """Answer the prompts of several objects; they share a batch.
+
+        Raises:
+            Problem: 422, at full size they would take too much memory together.
+        """
         size: Size = "preview" if preview else "full"
+        counts = [3 if candidates == 3 or one.candidate else 1 for one in objects]
+        height, width = entry.size
+        if not preview and sum(counts) * height * width > ANSWER_PIXELS:
+            text = (
+                f"{sum(counts)} mattes of {width} x {height} are too much for one request; "
+                f"expected at most {ANSWER_PIXELS // (height * width)}: ask for fewer at a time, "
+                f"or for a preview"
+            )
+            raise Problem(422, text)
         seconds = self.engine.settings.timeout if preview else self.engine.settings.long_timeout
         prompts = [await self.in_pool(self._prompt, entry, one, size) for one in objects]
-        counts = [3 if candidates == 3 or one.candidate else 1 for one in objects]
         asked = list(zip(prompts, counts, strict=True))
         futures = self.engine.ask(entry, asked, size, soft=soft)
         try:
@@ -250,7 +273,7 @@ class Service:
             records = self.engine.automatic(entry, body.max_masks, body.points_per_side)
             return [_record(entry, record) for record in records]
 
-        rows = await self.wait(self.engine.long(work), self.engine.settings.long_timeout)
+        rows = await self.long(work)
         return self._about(entry, start) | {"objects": rows}
 
     async def tab(self, tab: ServeTab, body: ImageBody) -> dict[str, Any]:
@@ -271,9 +294,7 @@ class Service:
                 )
         values = body.values.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
         request = TabRequest(entry.rgb, alpha, values, self.engine.settings.device)
-        result: TabResult = await self.wait(
-            self.engine.long(lambda: tab.run(request)), self.engine.settings.long_timeout
-        )
+        result: TabResult = await self.long(lambda: tab.run(request))
         answer = self._about(entry, start) | {"notes": list(result.notes)}
         if result.image is not None:
             png = await self.in_pool(_picture, entry, result.image, desk=self.slow)
