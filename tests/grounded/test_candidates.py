@@ -44,6 +44,10 @@ def test_boxes_from_a_file(tmp_path):
         ("dog", (0, 0, 10, 10)),
         ("red ball", (5, 5, 20, 20)),
     ]
+    file.write_text(json.dumps([*entries[:2], entries[0] | {"phrase": "red  BALL"}]))
+    alike = BoxesFile(file)
+    assert alike.phrases() == ["Red ball", "dog"]
+    assert len(alike.candidates(picture, alike.phrases())) == 3
     file.write_text(json.dumps({"a.jpg": entries[:1], "b": entries[1:]}))
     many = BoxesFile(file)
     many.open("/somewhere/b.png")

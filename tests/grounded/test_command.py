@@ -100,6 +100,10 @@ def test_nothing_found_exits_1_with_the_best_scores(folder, capsys, model, gdino
     assert table["detections"] == []
     best = table["best_scores"]["cat"]
     assert f"'cat' {best:.2f}" in err
+    code, report, _ = run(capsys, *words, "--image", "in/a.png", "--skip-existing")
+    assert code == 1  # skipping makes no success of it
+    assert "a.json says that nothing was found; use --overwrite to look again" in report["error"]
+    assert report["outputs"] == {"json": "a.json"}
     seen = load_detector(str(gdino_folder), "cpu").candidates(picture(96, 128), ["cat"])
     assert best == pytest.approx(max(f.score for f in seen), abs=1e-4)
 
@@ -179,6 +183,60 @@ def test_a_list_with_commas_gets_a_hint(folder, capsys):
     code, _, err = run(capsys, *words)
     assert code == 0
     assert "several are divided by dots: 'dog . ball'" in err
+
+
+@pytest.mark.parametrize(
+    ("phrase", "hint"),
+    [
+        ("dog and ball", "'dog . ball'"),
+        ("cat, dog and red ball", "'cat . dog . red ball'"),
+        ("a black and white dog", None),
+        ("sand", None),
+    ],
+)
+def test_a_list_with_and_gets_a_hint(folder, capsys, phrase, hint):
+    rows = ([10, 10, 100, 80], phrase, 0.9)
+    words = [phrase, "--boxes", boxes(folder, rows), "--image", "in/a.png", "--boxes-only"]
+    code, _, err = run(capsys, *words)
+    assert code == 0
+    assert (hint in err) if hint else ("divided by dots" not in err)
+
+
+def test_skipping_writes_the_kinds_that_are_not_there(folder, capsys, model):
+    words = ["dog", "--boxes", boxes(folder, ([10, 10, 60, 70], "dog", 0.9)), "--model", model]
+    words += ["--image", "in/a.png", "-o", "out"]
+    assert run(capsys, *words, "--format", "rgba")[0] == 0
+    for kind in ("alpha.png", "overlay.jpg", "labels.png"):
+        assert run(capsys, *words, "--format", kind[:-4], "--skip-existing")[0] == 0
+        assert len(list((folder / "out").glob(f"*.{kind}"))) == 1
+    report = run(capsys, *words, "--skip-existing")[1]
+    assert report["items"][0]["skipped"]
+    (row,) = json.loads((folder / "out" / "a.json").read_text())["detections"]
+    assert set(row["files"]) == {"rgba", "alpha"}
+
+
+def test_the_bundled_detector_reads_numbers_groups_and_lists():
+    detector = load_detector("mini", "cpu")
+    read = detector._meaning  # pyright: ignore[reportAttributeAccessIssue]
+    for phrase, name in {
+        "a pair of dogs": "dog",
+        "one of the red umbrellas": "umbrella",
+        "person without umbrella": None,
+        "dog without umbrella": "dog",
+        "sock": "socks",
+        "blueberry": "blueberries",
+        "french fry": "french fries",
+        "strawberries": "strawberry",
+        "foxes": "fox",
+        "cookies": "cookie",
+        "flies": "fly",
+        "pies": "pie",
+        "glass": None,
+        "bus": "bus",
+    }.items():
+        known = detector.model.config.names  # pyright: ignore[reportAttributeAccessIssue]
+        meaning = read(phrase)
+        assert (None if meaning is None else known[meaning[0]]) == name, phrase
 
 
 def test_what_not_to_take_is_taken_out(folder, capsys, model):
@@ -303,6 +361,8 @@ def test_missing_weights_are_one_message(folder, capsys, monkeypatch):
         (["dog", "--boxes", "b.json", "--detector", "mini"], "drop one"),
         (["dog", "--threshold", "2"], "number from 0 to 1"),
         (["dog", "--image", "."], "holds no pictures"),
+        (["dog", "in/"], "in/ is a folder; give pictures with --image"),
+        (["--scribble", "s.json", "--image", "in/a.png", "--boxes-only"], "nothing to do"),
         (["dog", "--image", "in/a.png", "x/a.png"], "would both write"),
     ],
 )
@@ -326,6 +386,9 @@ def test_label_map_and_subtraction_by_hand():
     assert label_map([a, b]).tolist() == [[1, 2, 0]]
     assert label_map([a] * 300).dtype == np.uint16
     np.testing.assert_allclose(take_away(a, [b]), [[0.18, 0.18, 0.2]], atol=1e-6)
+    # what covers a pixel twice takes no more than the stronger of the two
+    np.testing.assert_allclose(take_away(a, [b, a]), [[0.09, 0.18, 0.2]], atol=1e-6)
+    np.testing.assert_array_equal(take_away(a, []), a)
 
 
 def test_captions_stay_inside_the_picture():

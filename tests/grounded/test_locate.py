@@ -38,6 +38,25 @@ def test_a_part_is_looked_for_inside_its_owner(image):
     assert [s[:2] for s, _ in detector.asked] == [(100, 200), (73, 73)]
 
 
+def test_parts_of_several_owners_are_once_and_best_first(image):
+    mugs = [Found((0, 10, 60, 90), "the mug", 0.9), Found((40, 10, 110, 90), "the mug", 0.8)]
+    mugs.append(Found((130, 10, 190, 90), "the mug", 0.7))
+    # one handle lies in the crops of two mugs that overlap, another belongs to the last
+    handles = {67: (44, 58, 0.4), 85: (11, 25, 0.5), 73: (10, 20, 0.6)}
+
+    class Mugs(Scripted):
+        def candidates(self, image, phrases):
+            if phrases == ["the mug"]:
+                return mugs
+            x0, x1, score = handles[image.shape[1]]
+            return [Found((x0, 30, x1, 50), "handle", score)]
+
+    located = locate(Mugs({}), image, ["handle of the mug"], Thresholds())
+    assert [(f.box[0], f.score) for f in located.found] == [(134, 0.6), (44, 0.5)]
+    top = locate(Mugs({}), image, ["handle of the mug"], Thresholds(), top=1)
+    assert [f.score for f in top.found] == [0.6]
+
+
 def test_without_the_part_the_owner_stands_in_and_says_so(image):
     dog = Found((50, 20, 110, 80), "the dog", 0.8)
     weak = Found((1, 1, 5, 5), "fur", 0.2)

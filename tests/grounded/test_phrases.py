@@ -56,7 +56,7 @@ def test_plain_text_holds_no_delimiter():
         ("glass of water", None, "glass"),
         ("stem of the glass", Part("the glass", "stem"), "stem"),
         ("glass of the lamp", Part("the lamp", "glass"), "glass"),
-        ("a pair of my shoes", None, "pair"),
+        ("a pair of my shoes", None, "shoes"),
         ("left of the dog", None, "left"),
         ("it's a dog", None, "dog"),
         ("white running dog", None, "dog"),
@@ -65,7 +65,17 @@ def test_plain_text_holds_no_delimiter():
         ("the dog that's on the left", None, "dog"),
         ("man in front of the car", None, "man"),
         ("cat on top of the table", None, "cat"),
-        ("one of the dogs", None, "one"),
+        ("one of the dogs", None, "dogs"),
+        ("the left of two dogs", None, "left"),
+        ("group of people on a bench", None, "people"),
+        ("a lot of people", None, "people"),
+        ("parking lot of the mall", None, "lot"),
+        ("bar of soap", None, "bar"),
+        ("loaves of bread", None, "loaves"),
+        ("tube of toothpaste", None, "tube"),
+        ("person without a hat", None, "person"),
+        ("bike against the wall", None, "bike"),
+        ("bird among flowers", None, "bird"),
         ("chest of drawers", None, "chest"),
         ("plate of this car", Part("this car", "plate"), "plate"),
     ],
@@ -78,6 +88,7 @@ def test_parts_and_heads(phrase, part, head):
 def test_relations_are_told_from_plain_phrases():
     assert has_relation("cat on the table")
     assert has_relation("the dog's fur")
+    assert has_relation("person without hat")
     assert not has_relation("big red ball")
     assert not has_relation("on")
     assert without_articles("The red ball") == "red ball"

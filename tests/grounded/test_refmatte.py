@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from zim.errors import ZimError
+from zim.errors import PromptError, ZimError
 from zim.images import save_alpha, save_rgb
 from zim.testing import picture, tiny_model
 from zim_grounded.boxes_file import BoxesFile
@@ -115,6 +115,26 @@ def test_what_cannot_be_scored_is_named_and_left_out(root, capsys, tmp_path):
     assert "left out one_2: one_2.png is empty" in captured.err
     assert json.loads(captured.out)["metrics"]["true_boxes"]["samples"] == 1
     assert main([*words, "-o", str(tmp_path / "out"), "--skip-existing"]) == 0
+
+
+def test_what_the_detector_cannot_read_is_left_out(root):
+    class Short(Known):
+        def candidates(self, image, phrases):
+            if phrases == ["something else"]:
+                raise PromptError("phrase 'something else' has 20 tokens; shorten it")
+            return super().candidates(image, phrases)
+
+    index = json.loads((root / "refmatte_rw100_label.json").read_text())
+    index["two"] = {"image_name": "one", "expressions": ["the left thing"]}
+    (root / "mask" / "two.png").write_bytes((root / "mask" / "one_1.png").read_bytes())
+    (root / "refmatte_rw100_label.json").write_text(json.dumps(index))
+    rows, left_out = evaluate(read_entities(root), Filled(), Short())
+    assert [row["entity"] for row in rows] == ["two", "two"]
+    assert "shorten it" in left_out["one_1"]
+    (root / "b.json").write_text('{"other.jpg": []}')
+    rows, left_out = evaluate(read_entities(root), Filled(), BoxesFile(root / "b.json"))
+    assert rows == []
+    assert "has no boxes for one.jpg" in left_out["two"]
 
 
 @pytest.mark.parametrize(

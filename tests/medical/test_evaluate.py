@@ -22,6 +22,7 @@ from zim_medical.evaluate import Plan, Progress, evaluate, open_run, score_pictu
 from zim_medical.intensity import to_rgb, value_range
 from zim_medical.layouts import REGISTRY, locate, natural
 from zim_medical.options import PRESETS, Protocol, threshold_of
+from zim_medical.overlays import choose, sheet
 from zim_medical.records import Counts, Exclusion, Pair, Picture
 from zim_medical.summary import Scores, markdown, summarise
 from zim_medical.table import CaseTable
@@ -246,6 +247,34 @@ def test_slices_of_one_grey_value_are_left_out_by_number(tmp_path: Path) -> None
     assert "1 left out that show one grey value (slices 1; norm minmax)" in excluded.reason
 
 
+def test_what_is_too_small_for_a_prompt_is_counted_as_such(tmp_path: Path, box_filler: Any) -> None:
+    data = np.random.default_rng(0).random((12, 12, 3)).astype(np.float32)
+    truth = np.zeros(data.shape, np.uint8)
+    truth[2:6, 2:6] = 1
+    truth[8, 8, 0] = truth[8, 8, 1] = 2
+    truth[2:6, 2:6, 1] = 0
+    for folder, values in (("images", data), ("masks", truth)):
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(values, np.diag([-1, -1, -1, 1])), tmp_path / folder / "a.nii")
+    protocol = replace(Protocol(), min_area=5, classes="each")
+    plan = Plan(protocol, (1,), ("fake",))
+    where = {"folder": (REGISTRY["folder"], tmp_path)}
+    table = open_run(tmp_path / "o", plan, where, False)
+    for scored in (2, 0):  # and the same counts when it is taken up again
+        progress = evaluate(plan, where, {"fake": box_filler}, table)
+        assert progress.scored == scored
+        assert vars(progress.counts["folder"]) == {
+            "cases": 1,
+            "pictures": 2,
+            "empty": 0,
+            "small": 2,
+        }
+    assert [(row["slice"], row["class"]) for row in table.rows()] == [
+        ("0", "class1"),
+        ("2", "class1"),
+    ]
+
+
 def test_an_image_and_mask_of_different_places_are_refused(demo: Path, tmp_path: Path) -> None:
     root = tmp_path / "Task09_Spleen"
     shutil.copytree(demo / "Task09_Spleen", root)
@@ -256,6 +285,13 @@ def test_an_image_and_mask_of_different_places_are_refused(demo: Path, tmp_path:
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj), moved), path)
     _, _, excluded = collect("spleen", tmp_path)
     assert [(e.case_id, "5 mm apart" in e.reason) for e in excluded] == [("spleen_1", True)]
+    image: Any = nib.load(root / "imagesTr" / "spleen_1.nii.gz")
+    image.header.set_xyzt_units("micron")  # and the mask says nothing
+    nib.save(image, root / "imagesTr" / "spleen_1.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), label.affine), path)
+    found, _, excluded = collect("spleen", tmp_path, replace(Protocol(), axis="1"))
+    assert excluded == []
+    assert found[0].spacing == pytest.approx((0.005, 0.0016))
 
 
 def run_fake(folder: Path, demo: Path, segmenter: Any) -> bytes:
@@ -372,6 +408,24 @@ def test_random_ties_do_not_depend_on_what_came_before(
         score_picture(plan, "d", p, {"f": box_filler}, Progress())[0]["prompt"] for p in found[::-1]
     ]
     assert forward == backward[::-1]
+
+
+def test_sheets_of_coronal_slices_can_be_looked_at(
+    demo: Path, tmp_path: Path, box_filler: Any
+) -> None:
+    dataset = REGISTRY["spleen"]
+    where = locate(dataset, demo)
+    assert where is not None
+    plan = Plan(replace(Protocol(), axis="1"), (5,), ("fake",), limit=1)
+    table = open_run(tmp_path, plan, {"spleen": (dataset, where)}, False)
+    evaluate(plan, {"spleen": (dataset, where)}, {"fake": box_filler}, table)
+    rows = choose(table, "spleen", "fake", 5, 1)
+    drawn = sheet(plan, dataset, where, rows, {"fake": box_filler})
+    assert drawn.shape[1] == 5 * 345 + 6 * 8  # five pictures of 345 x 230
+    cell = drawn[8:238, 8:353].astype(int)
+    shown = np.flatnonzero(cell.max((1, 2)) > 20)
+    # 8 slices of 5 mm above one another, 128 columns of 1.6 mm
+    assert (shown[-1] + 1 - shown[0]) / 345 == pytest.approx(8 * 5 / (128 * 1.6), rel=0.1)
 
 
 def test_summary_by_hand(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zim.errors import PromptError
 from zim.testing import tiny_model
 from zim_medical.cli import main
 from zim_medical.segment import Input, SlicePrompt, open_input, segment, slice_prompts
@@ -90,6 +91,87 @@ def test_a_picture_takes_flat_prompts(
         assert main([*argv, *words, "--overwrite"]) == 1
         assert said in capsys.readouterr().err
     assert main([*argv, "--box", "20,-4,35,10", "--overwrite"]) == 0
+    assert main([*argv, "--points", "25,4", "--space", "mm", "--overwrite"]) == 2
+    assert "a picture has no place in mm" in capsys.readouterr().err
+
+
+def test_millilitres_are_those_of_the_voxels_or_unknown(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_volume(tmp_path / "scan.nii.gz")
+    tilted = AFFINE.copy()
+    tilted[1, 2] = 4.0  # a tilted gantry: slices of 3 mm whose corners are 5 mm apart
+    nib.save(nib.Nifti1Image(data, tilted), tmp_path / "tilted.nii.gz")
+    Image.fromarray(np.rint(255 * data[..., 0].T).astype(np.uint8)).save(tmp_path / "x.png")
+    for name, box in (
+        ("scan.nii.gz", "2,3,1,8,11,3"),
+        ("tilted.nii.gz", "2,3,1,8,11,3"),
+        ("x.png", "2,3,8,11"),
+    ):
+        argv = ["predict", str(tmp_path / name), "--box", box, "--model", tiny, "--json"]
+        assert main([*argv, "--output", str(tmp_path / "o")]) == 0
+        metrics = json.loads(capsys.readouterr().out)["metrics"]
+        assert metrics["voxels"] > 0
+        if name == "x.png":
+            assert metrics["millilitres"] is None
+        else:  # 2 x 1 x 3 mm
+            assert metrics["millilitres"] == pytest.approx(metrics["voxels"] * 0.006)
+
+
+def test_an_empty_label_is_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    box_filler: Any,
+) -> None:
+    monkeypatch.setattr("zim.segmenters.load_segmenter", lambda *_, **__: box_filler)
+    write_volume(tmp_path / "scan.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3", "--overwrite"]
+    for threshold, told in (("0.3", False), ("0.5", True)):
+        assert main([*argv, "--threshold", threshold, "--output", str(tmp_path / "o")]) == 0
+        assert ("nothing is above 0.5, so the label is empty" in capsys.readouterr().err) == told
+
+
+def test_results_have_the_name_that_was_given(tiny: str, tmp_path: Path) -> None:
+    write_volume(tmp_path / "5f3a.nii.gz")  # as data sets under git-annex lie
+    (tmp_path / "scan.nii.gz").symlink_to(tmp_path / "5f3a.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3", "--model", tiny]
+    assert main([*argv, "--output", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o" / "scan.label.nii.gz").is_file()
+
+
+def test_a_background_click_alone_labels_nothing() -> None:
+    volume = Volume(np.zeros((12, 16, 6), np.float32), AFFINE, "v")
+    clicks = [(3, 5, 2, 1), (9, 5, 4, 0), (8, 5, 4, 0)]
+    with pytest.raises(PromptError, match=r"\(9, 5, 4\) is on no object \(label 0\).*that slice"):
+        slice_prompts(volume, 2, clicks, None)
+    assert list(slice_prompts(volume, 2, clicks, (2, 3, 4, 8, 11, 4))) == [1, 3]
+    flat = Volume(
+        np.zeros((12, 16, 1), np.float32), np.diag([-1.0, -1, -1, 1]), "v", plane_only=True
+    )
+    with pytest.raises(PromptError, match=r"\(3, 5\) is on no object"):
+        slice_prompts(flat, 2, [(3, 5, 0, 0)], None)
+
+
+def test_a_picture_that_is_turned_by_its_exif_is_what_people_see(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[:10] = 200  # stored at the top, seen on the right
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=image.getexif())
+    volume = open_input(tmp_path / "x.png").volume
+    assert volume.data.shape == (40, 60, 1)
+    assert volume.data[:, 0, 0].tolist() == [0.0] * 30 + [200.0] * 10
+
+
+def test_the_overlay_has_the_proportions_of_the_patient(tiny: str, tmp_path: Path) -> None:
+    write_volume(tmp_path / "scan.nii.gz")
+    argv = ["predict", str(tmp_path / "scan.nii.gz"), "--box", "2,3,1,8,11,3", "--model", tiny]
+    for axis, size in (("axial", (24, 16)), ("coronal", (24, 18)), ("sagittal", (16, 18))):
+        assert main([*argv, "--axis", axis, "--output", str(tmp_path / axis)]) == 0
+        with Image.open(tmp_path / axis / "scan.overlay.png") as image:
+            assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.01)
+            assert 500 <= max(image.size) <= 700
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

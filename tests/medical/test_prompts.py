@@ -115,6 +115,12 @@ def test_connectivity(connectivity: int, count: int) -> None:
     assert len(regions(mask, replace(Protocol(), connectivity=connectivity))) == count
 
 
+def test_a_mask_of_a_thousand_specks_gives_as_many_regions_as_are_asked_for() -> None:
+    mask = np.indices((60, 60)).sum(0) % 2 > 0  # a mask of each would not fit a large picture
+    found = regions(mask, replace(Protocol(), connectivity=4))
+    assert [np.argwhere(r).tolist() for r in found] == [[[0, 1]], [[0, 3]], [[0, 5]]]
+
+
 def test_minimum_area_and_margin() -> None:
     mask = np.zeros((10, 10), bool)
     mask[0, 0] = True

@@ -16,7 +16,15 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from zim.errors import ImageError
 from zim_medical.dicom import read_dicom
-from zim_medical.volumes import from_planes, plane_spacing, planes, read_nifti, write_like
+from zim_medical.segment import open_input
+from zim_medical.volumes import (
+    from_planes,
+    plane_spacing,
+    planes,
+    read_nifti,
+    stretch,
+    write_like,
+)
 
 SHAPE = (7, 9, 5)
 
@@ -124,6 +132,29 @@ def test_unusable_volumes_are_named(data: np.ndarray, words: str, tmp_path: Path
         read_nifti(tmp_path / "bad.nii.gz")
 
 
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("unknown", 1)])
+def test_sizes_are_in_millimetres_whatever_the_file_counts_in(
+    unit: str, factor: float, tmp_path: Path
+) -> None:
+    affine = np.array([[20.0, 0, 0, 100], [0, 30, 0, 0], [0, 0, 40, 0], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "v.nii")
+    volume = read_nifti(tmp_path / "v.nii")
+    assert volume.spacing == pytest.approx((20 * factor, 30 * factor, 40 * factor))
+    assert volume.affine[0, 3] == pytest.approx(100 * factor)
+    write_like(tmp_path / "out.nii", np.zeros((3, 4, 5), np.uint8), volume)
+    out: Any = nib.load(tmp_path / "out.nii")
+    assert np.array_equal(out.affine, affine)
+    assert out.header.get_xyzt_units()[0] == unit
+
+
+def test_pixels_are_shown_square_within_reason() -> None:
+    assert stretch((5.0, 1.25)) == (4.0, 1.0)
+    assert stretch((1.5, 3.0)) == (1.0, 2.0)
+    assert stretch((1.0, 1e-4)) == (10.0, 1.0)
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.nii.gz").write_bytes(bytes(16))
     with pytest.raises(ImageError, match=r"x\.nii\.gz: cannot be read as a volume"):
@@ -159,12 +190,31 @@ def write_series(folder: Path, positions: list[float], **changes: Any) -> None:
 def test_a_series_is_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
     write_series(tmp_path / "s", [6.0, 0.0, 3.0], NumberOfFrames=None)
     (tmp_path / "s" / "notes.txt").write_text("not DICOM")
+    (tmp_path / "s" / "._0.dcm").write_bytes(bytes(16))  # as macOS leaves them
     volume, modality = read_dicom(tmp_path / "s")
     assert (modality, volume.data.shape) == ("CT", (6, 4, 3))
     # value = 2 * (100 z + 10 row + column) - 1000
     assert volume.data[5, 3, 1] == 2 * (300 + 30 + 5) - 1000
     # column 5, row 3, slice 2 lies at LPS (-10 + 5 * 0.75, -20 + 3 * 0.5, 6): RAS flips two signs
     assert volume.affine @ [5, 3, 2, 1] == pytest.approx([6.25, 18.5, 6.0, 1.0])
+
+
+def test_a_dicom_file_needs_no_suffix(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", [4.0])
+    (tmp_path / "s" / "0.dcm").rename(tmp_path / "IM0001")
+    source = open_input(tmp_path / "IM0001")
+    assert (source.norm, source.volume.data.shape) == ("ct", (6, 4, 1))
+    assert source.volume.voxel_mm3 is None  # its thickness is not told
+    write_series(tmp_path / "s", [4.0], SliceThickness=2)
+    assert read_dicom(tmp_path / "s")[0].voxel_mm3 == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a header"])
+def test_a_damaged_slice_at_an_end_is_not_passed_over(content: bytes, tmp_path: Path) -> None:
+    write_series(tmp_path / "s", [0.0, 2.0, 4.0])
+    (tmp_path / "s" / "0.dcm").write_bytes(content)
+    with pytest.raises(ImageError, match=r"0\.dcm: cannot be read as DICOM"):
+        read_dicom(tmp_path / "s")
 
 
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:

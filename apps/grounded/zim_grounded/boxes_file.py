@@ -58,8 +58,11 @@ class BoxesFile(CandidateDetector):
         raise PromptError(f"{self.file} has no boxes for {Path(picture).name}")
 
     def phrases(self) -> list[str]:
-        """Return the phrases of the opened picture in the file's order."""
-        return list(dict.fromkeys(f.phrase for f in self._all))
+        """Return the phrases of the opened picture in the file's order, case aside."""
+        first: dict[str, str] = {}
+        for f in self._all:
+            first.setdefault(plain(f.phrase), f.phrase)
+        return list(first.values())
 
     def candidates(self, image: np.ndarray, phrases: Sequence[str]) -> list[Found]:
         """Return the boxes whose phrase was asked for; those outside the picture are left out."""

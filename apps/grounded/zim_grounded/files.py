@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from zim_grounded.candidates import Found
 from zim_grounded.cli import FORMATS
 from zim_grounded.draw import annotate
 from zim_grounded.mattes import label_map
+
+#: kinds of which every object has a file of its own
+OWN = ("rgba", "alpha")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ class Target:
     def table(self) -> Path:
         """Return the JSON table's place."""
         return self.folder / f"{self.stem}.json"
+
+    def own(self, number: int, phrase: str, kind: str) -> Path:
+        """Return the place of an object's file of a kind."""
+        return self.folder / f"{self.stem}.{number}.{slug(phrase)}.{kind}.png"
+
+    def shared(self, kind: str) -> Path:
+        """Return the place of the label map or of the annotated picture."""
+        return self.folder / f"{self.stem}.{kind}.{'png' if kind == 'labels' else 'jpg'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +114,13 @@ def write_results(
         keep: leave existing files as they are and write the others.
 
     Returns:
-        For every object its files by kind; label map, annotated picture and table are shared.
+        For every object its files by kind, with ``keep`` those of earlier kinds too; label map,
+        annotated picture and table are shared.
 
     Raises:
         OutputError: a file exists, or cannot be written.
     """
     kinds = FORMATS if formats is None else tuple(formats)
-    stem, folder = target.stem, target.folder
     files: dict[Path, bytes] = {}
     shared: dict[str, str] = {}
     own: list[dict[str, str]] = [{} for _ in instances]
@@ -119,17 +130,18 @@ def write_results(
             continue
         phrase = instance.found.phrase if instance.found else "scribble"
         matte = Matte(rgb, instance.alpha)
-        if "rgba" in kinds:
-            path = folder / f"{stem}.{k}.{slug(phrase)}.rgba.png"
-            files[path], names["rgba"] = matte.encode("rgba"), str(path)
-        if "alpha" in kinds:
-            path = folder / f"{stem}.{k}.{slug(phrase)}.alpha.png"
-            files[path], names["alpha"] = encode_alpha(instance.alpha, 16), str(path)
+        for kind in OWN:
+            path = target.own(k, phrase, kind)
+            if kind in kinds:
+                rgba = kind == "rgba"
+                files[path] = matte.encode("rgba") if rgba else encode_alpha(instance.alpha, 16)
+            if path in files or (keep and path.exists()):
+                names[kind] = str(path)
     if mattes and "labels" in kinds:
-        path = folder / f"{stem}.labels.png"
+        path = target.shared("labels")
         files[path], shared["labels"] = _grey(label_map(mattes)), str(path)
     if mattes and "overlay" in kinds:
-        path = folder / f"{stem}.overlay.jpg"
+        path = target.shared("overlay")
         files[path], shared["overlay"] = encode_rgb(_picture(rgb, instances), ".jpg"), str(path)
     shared["json"] = str(target.table)
     rows = [i.row() | {"files": names} for i, names in zip(instances, own, strict=True)]
@@ -139,7 +151,7 @@ def write_results(
     for path in files:
         if path.exists() and not (overwrite or keep):
             raise OutputError(f"{path} exists; use --overwrite or --skip-existing")
-    folder.mkdir(parents=True, exist_ok=True)
+    target.folder.mkdir(parents=True, exist_ok=True)
     for path, data in files.items():
         if overwrite or not path.exists() or path == target.table:
             atomic_write(path, data)
@@ -157,21 +169,18 @@ def read_table(target: Target) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def own_files(target: Target, table: dict[str, Any]) -> list[Path]:
-    """Return the cut-outs and mattes that a table lists, in the picture's folder."""
-    rows = table.get("detections")
-    listed = [row.get("files") for row in rows if isinstance(row, dict)] if rows else []
-    names = [str(n) for files in listed if isinstance(files, dict) for n in files.values()]
-    return [target.folder / Path(n).name for n in names if Path(n).name.startswith(target.stem)]
+def files_of(target: Target, table: dict[str, Any], kinds: Collection[str]) -> list[Path]:
+    """Return the files of some kinds for what a table says was found."""
+    rows = found if isinstance(found := table.get("detections"), list) else []
+    phrases = [row.get("phrase", "scribble") if isinstance(row, dict) else "" for row in rows]
+    own = [kind for kind in OWN if kind in kinds]
+    files = [target.own(k, str(p), kind) for k, p in enumerate(phrases, 1) for kind in own]
+    return [*files, *(target.shared(kind) for kind in kinds if kind not in OWN and rows)]
 
 
 def _earlier(target: Target) -> set[Path]:
     """Return the files that an earlier run has left, by its table."""
-    table = read_table(target)
-    if "detections" not in table:
-        return set()
-    shared = [target.folder / f"{target.stem}.{end}" for end in ("labels.png", "overlay.jpg")]
-    return {*own_files(target, table), *shared}
+    return set(files_of(target, read_table(target), FORMATS))
 
 
 def slug(phrase: str) -> str:

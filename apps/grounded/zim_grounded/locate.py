@@ -69,7 +69,8 @@ def locate(
     for phrase, part in owners.items():
         boxes = choose([f for f in seen if f.phrase == part.owner], [part.owner], thresholds)
         inside = [_part(detector, image, phrase, part, o, thresholds, focus) for o in boxes]
-        found += sorted((f for f, _ in inside), key=lambda f: bool(f.fallback))[:top]
+        own = choose([f for f, _ in inside if not f.fallback], [phrase], many)
+        found += [*own, *(f for f, _ in inside if f.fallback)][:top]
         best[phrase] = max([score for _, score in inside], default=best[part.owner])
     found = [f for p in dict.fromkeys(phrases) for f in found if f.phrase == p]
     kept = best_of(found, thresholds.most)

@@ -68,9 +68,7 @@ def soft_iou(a: Alpha, b: Alpha) -> float:
 
 def take_away(alpha: Alpha, others: Sequence[Alpha]) -> Alpha:
     """Return a matte without what others cover: alpha * (1 - their maximum)."""
-    for other in others:
-        alpha = np.minimum(alpha, alpha * (1 - other))
-    return alpha
+    return alpha * (1 - np.maximum.reduce(others)) if others else alpha
 
 
 def label_map(alphas: Sequence[Alpha]) -> NDArray[Any]:

@@ -39,6 +39,8 @@ class MiniDetector(CandidateDetector):
         self.model = model.eval()
         self.thresholds = thresholds or Thresholds(box=BOX)
         self._names = {tuple(n.split()): i for i, n in enumerate(model.config.names)}
+        for name, i in list(self._names.items()):  # "socks" is a name, "sock" is not
+            self._names.setdefault((*name[:-1], _singular(name[-1])), i)
 
     @classmethod
     def load(
@@ -128,8 +130,8 @@ class MiniDetector(CandidateDetector):
         ]
         for length in (2, 1):
             tail = tuple(words[-length:])
-            for spelled in (tail, (*tail[:-1], _singular(tail[-1])) if tail else tail):
-                if len(tail) == length and spelled in self._names:
+            for last in _singulars(tail[-1]) if len(tail) == length else ():
+                if (spelled := (*tail[:-1], last)) in self._names:
                     return self._names[spelled], colours
         if words and words[-1] in _ANYTHING and colours:
             return None, colours
@@ -137,7 +139,15 @@ class MiniDetector(CandidateDetector):
 
 
 def _singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
+
+
+def _singulars(word: str) -> tuple[str, ...]:
+    """Return a word and what it may be the plural of: "cookies", "cooky" and "cookie"."""
+    hissing = word.endswith(("ses", "xes", "zes", "ches", "shes", "oes"))
+    return (word, _singular(word), word.removesuffix("s"), *([word[:-2]] if hissing else []))
 
 
 def _frame(image: np.ndarray, side: int, scale: float) -> tuple[np.ndarray, int, int]:

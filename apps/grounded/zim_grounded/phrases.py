@@ -21,7 +21,8 @@ def _words(text: str) -> frozenset[str]:
 
 #: words that put what follows them behind what they say about: "handle OF the mug"
 _RELATIONS = _words(
-    "of with on in at from by to near behind under beside above below between next "
+    "of with without on in at from by for to near behind under beneath beside above below between "
+    "next among against around across along through onto into atop "
     "who that which whose is are was were"
 )
 #: these do so only before an article, a pronoun or another such word: "dog RUNNING in a field", but
@@ -29,22 +30,26 @@ _RELATIONS = _words(
 _PARTICIPLES = _words(
     "wearing holding standing sitting lying looking walking running riding carrying inside over"
 )
-#: what follows "of" is no owner after these: "a pair of my shoes"
-_GROUPS = _words(
-    "pair couple group set row pile stack bunch crowd herd flock lot kind sort type left right "
-    "picture photo photograph image drawing painting portrait statue map"
+#: what follows "of" is no owner after these, but what is meant: "pair of shoes", "one of the dogs"
+_AMOUNTS = _words(
+    "pair couple dozen handful group set row pile stack heap bunch bundle cluster crowd herd flock "
+    "swarm lot kind sort type one two three four five six some any all none both each most many few"
 )
+#: nor after these: "left of the dog"
+_VIEWS = _words("left right picture photo photograph image drawing painting portrait statue map")
 #: nor after these where nothing says which one is meant: "glass of water", not "glass of the lamp"
 _CONTAINERS = _words(
     "glass cup mug bottle bowl plate dish jar can box bag basket bucket bouquet vase piece slice "
-    "loaf sheet pot tin pack tower house field chest bar ball roll barrel carton jug"
+    "loaf loaves sheet pot tin pack tower house field chest bar ball roll barrel carton jug tube "
+    "spool coil block stick scoop crate sack tray packet tub pint strip cube wedge bale stalk deck "
+    "bit chunk lump bed string cloud pool drop line school team"
 )
 #: who owns nothing that can be seen: "it's a dog", "the man who's wearing a hat"
 _PRONOUNS = _words("it that this there here he she what who which let")
 #: what follows "'s" is no part after it: "the girl's is red"
 _VERBS = _words("is are was were on in at not")
-#: "one of the dogs" is one of them
-_NUMBERS = _words("one two three four five six some any all none both each most many few")
+#: "a black and white dog" is one thing
+_COLOURS = _words("red orange yellow green blue purple pink brown black white grey gray")
 _ARTICLES = ("the", "a", "an", "my", "his", "her", "its", "their", "your", "our")
 _POINTING = (*_ARTICLES, "this", "that", "these", "those")
 
@@ -81,6 +86,13 @@ def plain(phrase: str) -> str:
     return " ".join(re.sub(r"[.?]", " ", phrase.replace("\u2019", "'").lower()).split())
 
 
+def listed(phrase: str) -> list[str]:
+    """Return the things that a phrase seems to list: "dog, cat and bird" are three."""
+    things = [t for t in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", phrase.strip()) if t]
+    coloured = any(t.lower().split()[-1] in _COLOURS for t in things[:-1])
+    return [phrase] if coloured else things
+
+
 @dataclass(frozen=True)
 class Part:
     """A phrase about a part: "the dog's fur" is ``Part("the dog", "fur")``."""
@@ -109,13 +121,16 @@ def _holds(one: str, other: str) -> bool:
     Nor is it one where the first says where something is: "man in front of the car".
     """
     words = without_articles(one).split()
-    word = words[-1] if words else ""
-    forms = {word, word.removesuffix("s"), word.removesuffix("es")}
+    forms = _forms(words[-1]) if words else set[str]()
     first = other.split()[0]
     loose = first.lower() not in _POINTING and not first[0].isupper() and "'s" not in other
     if len(words) > 1 and any(w in _RELATIONS for w in words[1:-1]):
         return True
-    return bool(forms & (_GROUPS | _NUMBERS)) or (loose and bool(forms & _CONTAINERS))
+    return bool(forms & (_AMOUNTS | _VIEWS)) or (loose and bool(forms & _CONTAINERS))
+
+
+def _forms(word: str) -> set[str]:
+    return {word, word.removesuffix("s"), word.removesuffix("es")}
 
 
 def head_word(phrase: str) -> str:
@@ -126,12 +141,17 @@ def head_word(phrase: str) -> str:
 
 
 def subject(phrase: str) -> list[str]:
-    """Return the plain words of a phrase up to the first relation: "red cat on a table", 2."""
+    """Return the plain words of a phrase up to the first relation: "red cat on a table", 2.
+
+    Of an amount of something it is the something: "dogs" in "one of the dogs".
+    """
     words = re.findall(r"[\w'-]+", without_articles(phrase))
     for i, word in enumerate(words[:-1]):
         follows = words[i + 1] in _RELATIONS or words[i + 1] in _POINTING
         if i and (word.removesuffix("'s") in _RELATIONS or (word in _PARTICIPLES and follows)):
-            return words[:i]
+            # nothing before it: a "parking lot of the mall" is a lot
+            amount = i == 1 and word == "of" and _forms(words[0]) & _AMOUNTS
+            return subject(" ".join(words[2:])) if amount else words[:i]
     return words
 
 

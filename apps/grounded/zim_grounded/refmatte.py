@@ -108,7 +108,7 @@ def evaluate(
     """Score every entity with its true box, and every expression with the box it leads to.
 
     A missed expression is an empty matte: it counts, at the price of the whole object. Entities
-    whose files cannot be used are left out.
+    whose files cannot be used, or with an expression that the detector cannot read, are left out.
 
     Args:
         entities: of :func:`read_entities`.
@@ -132,26 +132,37 @@ def evaluate(
                 rgb = load_image(entity.image).rgb
                 segmenter.set_image(rgb)
                 current = entity.image
-            target, box = _truth(entity, rgb)
+            rows += _scored(entity, rgb, segmenter, detector, focus)
         except ZimError as error:
             left_out[entity.key] = str(error)
-            continue
-        if isinstance(detector, BoxesFile):
-            detector.open(str(entity.image))
-        true = _row(entity, None, "true", _matte(segmenter, rgb, box), target)
-        rows.append(true | {"found": True, "hit": True})
-        for text in entity.expressions if detector is not None else ():
-            assert detector is not None
-            limits = detector.thresholds
-            seen = locate(detector, rgb, [text], limits, focus=focus, parts=False).found
-            alpha = np.zeros(target.shape, np.float32)
-            hit = False
-            if seen:
-                alpha = _matte(segmenter, rgb, np.array(seen[0].box))
-                hit = box_iou(seen[0].box, box.tolist()) >= RECALL_IOU
-            row = _row(entity, text, "detected", alpha, target)
-            rows.append(row | {"found": bool(seen), "hit": hit})
     return rows, left_out
+
+
+def _scored(
+    entity: Entity,
+    rgb: NDArray[np.uint8],
+    segmenter: Segmenter,
+    detector: CandidateDetector | None,
+    focus: str | None,
+) -> list[dict[str, Any]]:
+    """Return the rows of one entity on the picture that is set."""
+    target, box = _truth(entity, rgb)
+    if isinstance(detector, BoxesFile):
+        detector.open(str(entity.image))
+    true = _row(entity, None, "true", _matte(segmenter, rgb, box), target)
+    rows = [true | {"found": True, "hit": True}]
+    for text in entity.expressions if detector is not None else ():
+        assert detector is not None
+        limits = detector.thresholds
+        seen = locate(detector, rgb, [text], limits, focus=focus, parts=False).found
+        alpha = np.zeros(target.shape, np.float32)
+        hit = False
+        if seen:
+            alpha = _matte(segmenter, rgb, np.array(seen[0].box))
+            hit = box_iou(seen[0].box, box.tolist()) >= RECALL_IOU
+        row = _row(entity, text, "detected", alpha, target)
+        rows.append(row | {"found": bool(seen), "hit": hit})
+    return rows
 
 
 def _truth(entity: Entity, rgb: NDArray[np.uint8]) -> tuple[Alpha, NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from zim import __version__
 from zim._progress import progress_on_stderr, track
 from zim.commandline import Report, UsageError, apply_runtime, timed
 from zim.commands.outputs import output_folder
-from zim.errors import PromptError, ZimError
+from zim.errors import ZimError
 from zim.folders import SUFFIXES, pictures_in
 from zim.images import LoadedImage, load_image
 from zim.items import failed_item
@@ -28,10 +28,10 @@ from zim_grounded.boxes_file import BoxesFile
 from zim_grounded.candidates import CandidateDetector, Found, Thresholds
 from zim_grounded.cli import FORMATS
 from zim_grounded.detectors import default_name, load_detector
-from zim_grounded.files import Instance, Target, own_files, read_table, write_results
+from zim_grounded.files import Instance, Target, files_of, read_table, write_results
 from zim_grounded.locate import Located, locate
 from zim_grounded.mattes import distinct, mattes_of, take_away
-from zim_grounded.phrases import plain, split_phrases
+from zim_grounded.phrases import listed, plain, split_phrases
 from zim_grounded.scribbles import read_scribble
 
 #: what is used without --image: a cut-out dog and an umbrella laid over a photograph
@@ -62,6 +62,8 @@ def _check(args: argparse.Namespace) -> None:
     for phrase in (*args.phrases, *(args.without or ())):
         if os.path.isfile(phrase):  # noqa: PTH113 (words may be too long for a Path)
             raise UsageError(f"{phrase} is a file; give pictures with --image")
+        if os.sep in phrase and os.path.isdir(phrase):  # noqa: PTH112
+            raise UsageError(f"{phrase} is a folder; give pictures with --image")
         if phrase.lower().endswith(SUFFIXES):
             raise UsageError(
                 f"{phrase} is no file, and looks like the name of one; give pictures with --image"
@@ -70,6 +72,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--scribble takes the place of words and boxes; give one kind")
     if args.scribble and not args.image:
         raise UsageError("--scribble is about a picture of yours: add --image FILE")
+    if args.scribble and args.boxes_only:
+        raise UsageError("--boxes-only leaves nothing to do for a scribble; drop it")
     if args.detector == "boxes" and not args.boxes:
         raise UsageError("--detector boxes needs the file: --boxes FILE")
     if args.boxes and args.detector not in (None, "boxes"):
@@ -77,10 +81,10 @@ def _check(args: argparse.Namespace) -> None:
     if not args.phrases and not args.scribble and not args.boxes:
         raise UsageError('say what to find, such as "the dog\'s fur", or give --scribble FILE')
     for phrase in split_phrases(args.phrases) if args.phrases else ():
-        if "," in phrase:
-            listed = " . ".join(part.strip() for part in phrase.split(",") if part.strip())
+        if len(things := listed(phrase)) > 1:
+            dotted = " . ".join(things)
             sys.stderr.write(
-                f"zim-grounded: {phrase!r} is one phrase; several are divided by dots: {listed!r}\n"
+                f"zim-grounded: {phrase!r} is one phrase; several are divided by dots: {dotted!r}\n"
             )
     output_folder(args.output)
 
@@ -160,12 +164,14 @@ class Work:
                 text = f"{target.table} is about other phrases; use --overwrite or another --output"
                 self._fail(target, ZimError(text), {})
                 return False
-            if not self.args.boxes_only and table.get("detections"):
-                files = own_files(target, table)
-                wanted = {"rgba", "alpha"} & set(self.args.format or FORMATS)
-                if wanted and not (files and all(file.is_file() for file in files)):
-                    return True  # boxes only, or somebody has removed mattes
+            wanted = () if self.args.boxes_only else self.args.format or FORMATS
+            if not all(file.is_file() for file in files_of(target, table, wanted)):
+                return True  # boxes only, other kinds, or somebody has removed some
             outputs = {"json": str(target.table)}
+            if not table.get("detections"):
+                text = f"{target.table} says that nothing was found; use --overwrite to look again"
+                self._fail(target, ZimError(text), outputs)
+                return False
             skipped = {"outputs": outputs, "metrics": {}, "error": None, "skipped": True}
             self.items[target.source] = [{"input": target.source} | skipped]
         else:
@@ -329,8 +335,6 @@ class Work:
                 [*p, k] for p, k in zip(prompt.points.tolist(), prompt.labels.tolist(), strict=True)
             ],
         }
-        if self.args.boxes_only:
-            raise PromptError("--boxes-only leaves nothing to do for a scribble; drop it")
         alphas, scores = self._answer(loaded, [prompt], seconds)
         return [Instance(None, alphas[0], scores[0], prompt)], table
 

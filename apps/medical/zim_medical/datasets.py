@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zim.errors import ImageError, ZimError, one_line
 from zim_medical.intensity import parse_norm, to_rgb, value_range
 from zim_medical.layouts import VOLUMES, Dataset
 from zim_medical.options import Protocol
+from zim_medical.prompts import gives_prompts
 from zim_medical.records import Counts, Exclusion, Pair, Picture
 from zim_medical.volumes import (
     Volume,
@@ -122,8 +123,9 @@ def _views(
     # Half a voxel in the worst corner: more than rounding, less than any real shift.
     shape = np.array(image.data.shape)
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    moved = corners @ (image.affine[:3, :3] - truth.affine[:3, :3]).T
-    moved += image.affine[:3, 3] - truth.affine[:3, 3]
+    # both in the image's unit: a mask often does not say what it counts in
+    gap = image.affine[:3] - truth.affine[:3] * (image.unit / truth.unit)
+    moved = corners @ gap[:, :3].T + gap[:, 3]
     if np.abs(moved).max() > 0.5 * min(image.spacing):
         raise ImageError(
             f"image and mask lie {np.abs(moved).max():.3g} mm apart by their affines; "
@@ -152,7 +154,7 @@ def _classes(
         area = int(mask.sum())
         if area == 0:
             counts.empty += 1
-        elif area < protocol.min_fg:
+        elif area < protocol.min_fg or not gives_prompts(mask, protocol):
             counts.small += 1
         else:
             masks[name] = np.ascontiguousarray(mask)
@@ -217,14 +219,14 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _read(path: Path, bands: Callable[[Image.Image], Image.Image]) -> NDArray[np.float32]:
-    """Open a picture of one page and return what ``bands`` makes of it."""
+    """Open a picture of one page, as it is seen, and return what ``bands`` makes of it."""
     try:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(
                     f"{path.name}: {image.n_frames} pages; expected one picture, split it"  # type: ignore[attr-defined]
                 )
-            values = np.asarray(bands(image), np.float32)
+            values = np.asarray(bands(ImageOps.exif_transpose(image)), np.float32)
     except ImageError:
         raise
     except FileNotFoundError as error:

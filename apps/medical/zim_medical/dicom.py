@@ -12,6 +12,7 @@ from zim._extras import require
 from zim.errors import ImageError, one_line
 from zim_medical.volumes import Volume
 
+SUFFIXES = (".dcm", ".ima")
 #: neighbouring slices may be this much closer or farther than the typical distance
 UNEVEN = 0.05
 
@@ -26,8 +27,8 @@ def read_dicom(path: Path) -> tuple[Volume, str]:
         The volume (columns x rows x slices, rescaled, MONOCHROME1 inverted), and its modality.
 
     Raises:
-        ImageError: no images, several series, several frames in a file, colour, slices of
-            different shape or orientation, twice the same position, or a gap.
+        ImageError: no images, a damaged one, several series, several frames in a file, colour,
+            slices of different shape or orientation, twice the same position, or a gap.
     """
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     slices = [d for d in (_header(f) for f in files) if d is not None]
@@ -37,14 +38,30 @@ def read_dicom(path: Path) -> tuple[Volume, str]:
     _has_place(slices[0], path)
     ordered, step = _by_position(slices, path)
     data = np.stack([_values(d, path) for d in ordered], -1)
-    return Volume(data, _affine(ordered, step), str(path)), str(ordered[0].get("Modality", ""))
+    thick = len(ordered) > 1 or bool(ordered[0].get("SliceThickness"))
+    sized = thick and _spacing(ordered[0]) is not None
+    volume = Volume(data, _affine(ordered, step), str(path), sized=sized)
+    return volume, str(ordered[0].get("Modality", ""))
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell a DICOM file by its suffix, or by its mark where it has none."""
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _header(path: Path) -> Any:
     pydicom: Any = require("pydicom", "medical")
     try:
         data = pydicom.dcmread(path)
-    except (pydicom.errors.InvalidDicomError, OSError, EOFError):
+    except (pydicom.errors.InvalidDicomError, OSError, EOFError) as error:
+        hidden = path.name.startswith(".")
+        if path.name.lower().endswith(SUFFIXES) and not hidden:  # at an end it would not be missed
+            raise ImageError(
+                f"{path}: cannot be read as DICOM; copy it again, or take it away if it is none"
+            ) from error
         return None
     if "NumberOfFrames" in data and not data.NumberOfFrames:  # there, and empty: one
         del data.NumberOfFrames
@@ -124,10 +141,15 @@ def _directions(data: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return six[:3], six[3:]
 
 
+def _spacing(data: Any) -> Any:
+    """Return millimetres between rows and between columns; None where they are not told."""
+    return data.get("PixelSpacing") or data.get("ImagerPixelSpacing") or None
+
+
 def _affine(ordered: list[Any], step: NDArray[np.float64]) -> NDArray[np.float64]:
     first = ordered[0]
     along_row, along_column = _directions(first)
-    spacing = first.get("PixelSpacing") or first.get("ImagerPixelSpacing") or (1.0, 1.0)
+    spacing = _spacing(first) or (1.0, 1.0)
     place = first.get("ImagePositionPatient")
     affine = np.eye(4)
     affine[:3, 0] = along_row * float(spacing[1])  # the second value is between columns

@@ -191,11 +191,8 @@ def evaluate(
                 continue
             rows = score_picture(plan, name, picture, segmenters, progress)
             start = time.perf_counter()
-            if rows:
-                table.add(rows)
-                progress.scored += 1
-            else:
-                counts.small += 1
+            table.add(rows)
+            progress.scored += 1
             progress.add("write", start)
     return progress
 
@@ -232,8 +229,6 @@ def score_picture(
     prompts = prompts_of(plan, dataset, picture)
     queries = [q for modes in prompts.values() for mode in modes.values() for q in mode.queries]
     start = progress.add("prompts", start)
-    if not queries:
-        return []
     rows: list[dict[str, Any]] = []
     settings = plan.protocol.describe().removeprefix("preset ")
     for model, segmenter in segmenters.items():

@@ -21,11 +21,15 @@ from zim_medical.datasets import case_pictures
 from zim_medical.evaluate import Plan, prompts_of
 from zim_medical.layouts import Dataset
 from zim_medical.prompts import ModePrompt
-from zim_medical.records import Counts
+from zim_medical.records import Counts, Picture
 from zim_medical.table import CaseTable
+from zim_medical.volumes import stretch
+
+Scale = tuple[float, float]
 
 TRUTH, PREDICTED = (60, 200, 90), (255, 140, 30)
-_HEIGHT = 230
+#: pixels of a picture on the sheet, and how much wider than high it is at most
+_HEIGHT, _WIDEST = 230, 1.5
 
 
 def choose(
@@ -69,7 +73,7 @@ def sheet(
         cls, mode = row["class"], int(row["mode"])
         truth = picture.masks[cls]
         prompt = prompts_of(plan, dataset.name, picture)[cls][mode]
-        scale = max(1, round(_HEIGHT / picture.image.shape[0]))
+        scale = _scale(picture)
         image = _enlarge(picture.image, scale, cv2.INTER_CUBIC)
         name = row["case_id"].removeprefix(f"{dataset.name}_") + (
             "" if not axis else f", slice {row['slice']}"
@@ -90,18 +94,35 @@ def sheet(
             matte = np.maximum.reduce([answers[q].chosen for q in prompt.queries])
             mattes.append((_enlarge(matte, scale, cv2.INTER_LINEAR), f"soft: {model}"))
         lines.append(line + mattes[:1])
-    return viz.contact_sheet(lines, height=_HEIGHT)
+    framed = [[(_framed(shown), caption) for shown, caption in line] for line in lines]
+    return viz.contact_sheet(framed, height=_HEIGHT)
 
 
-def _enlarge(picture: NDArray[Any], scale: int, method: int) -> NDArray[Any]:
-    size = (picture.shape[1] * scale, picture.shape[0] * scale)
+def _scale(picture: Picture) -> Scale:
+    """Return pixels of the sheet per column and per row: about as many as fit, square in mm."""
+    rows, columns = stretch(picture.spacing)
+    height, width = picture.image.shape[:2]
+    whole = max(1, round(min(_HEIGHT / (height * rows), _WIDEST * _HEIGHT / (width * columns))))
+    return whole * columns, whole * rows
+
+
+def _framed(picture: NDArray[Any]) -> NDArray[Any]:
+    """Put black above and below a slice that is much wider than high."""
+    missing = max(0, round(picture.shape[1] / _WIDEST) - picture.shape[0])
+    above, kind = missing // 2, cv2.BORDER_CONSTANT
+    return np.asarray(cv2.copyMakeBorder(picture, above, missing - above, 0, 0, kind, value=0))
+
+
+def _enlarge(picture: NDArray[Any], scale: Scale, method: int) -> NDArray[Any]:
+    size = (round(picture.shape[1] * scale[0]), round(picture.shape[0] * scale[1]))
     return np.asarray(cv2.resize(picture, size, interpolation=method))
 
 
-def _draw(image: NDArray[np.uint8], prompt: ModePrompt, scale: int) -> NDArray[np.uint8]:
-    points = [[(v + 0.5) * scale for v in p] for query in prompt.queries for p in query.points]
+def _draw(image: NDArray[np.uint8], prompt: ModePrompt, scale: Scale) -> NDArray[np.uint8]:
+    fx, fy = scale
+    points = [[(x + 0.5) * fx, (y + 0.5) * fy] for query in prompt.queries for x, y in query.points]
     boxes = [
-        [b[0] * scale, b[1] * scale, (b[2] + 1) * scale - 1, (b[3] + 1) * scale - 1]
+        [b[0] * fx, b[1] * fy, (b[2] + 1) * fx - 1, (b[3] + 1) * fy - 1]
         for query in prompt.queries
         if (b := query.box) is not None
     ]
@@ -109,7 +130,7 @@ def _draw(image: NDArray[np.uint8], prompt: ModePrompt, scale: int) -> NDArray[n
 
 
 def _show(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], scale: int
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], scale: Scale
 ) -> NDArray[np.uint8]:
     """Tint a mask and draw its outline along pixel edges."""
     big = _enlarge(mask.astype(np.uint8), scale, cv2.INTER_NEAREST)

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> Report:
     with timed(report.seconds, "read"):
         source = segment.open_input(path)
         flat = source.volume.plane_only
+        if flat and args.space == "mm":
+            raise UsageError("--space mm: a picture has no place in mm; give pixels")
         points = [_in_space(p, flat, "--points", (2, 3), (3, 4)) for p in args.points or ()]
         clicks = [_labelled(p, 2 if flat else 3) for p in points]
         box = args.box
@@ -99,19 +101,24 @@ def run(args: argparse.Namespace) -> Report:
         )
     with timed(report.seconds, "write"):
         missing = {k for k, p in paths.items() if args.overwrite or not p.exists()}
-        _write(paths, missing, folder, source, result, threshold)
+        _write(paths, missing, folder, source, axis, result, threshold)
     label = result.soft > threshold
-    spacing = source.volume.spacing
+    size = source.volume.voxel_mm3
     report.outputs = {kind: str(p) for kind, p in paths.items()}
     report.metrics = {
         "voxels": int(label.sum()),
-        "millilitres": round(float(label.sum() * spacing[0] * spacing[1] * spacing[2] / 1000), 4),
+        "millilitres": None if size is None else round(float(label.sum() * size / 1000), 4),
         "slices": len(result.slices),
         "blank_slices": len(result.blank),
     }
     window = source.norm if args.window == "auto" else args.window
     report.extra = {"notice": NOTICE, "threshold": threshold, "window": window}
     sys.stderr.write(f"zim-medical predict: {NOTICE} window {window}, label > {threshold:g}\n")
+    if not label.any():
+        sys.stderr.write(
+            f"zim-medical predict: nothing is above {threshold:g}, so the label is empty; give a "
+            "closer box or a lower --threshold\n"
+        )
     if result.blank:
         sys.stderr.write(
             f"zim-medical predict: {len(result.blank)} of {len(result.slices)} slices are of one "
@@ -122,10 +129,10 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _paths(path: Path, folder: Path) -> dict[str, Path]:
-    stem = path.resolve().name
+    # the name that was given, not that of what a link leads to; "." and ".." have none
+    stem = path.name if path.name not in ("", "..") else path.resolve().name
     if path.is_file():
-        stem = stem.removesuffix(".gz")
-        stem = stem.rsplit(".", 1)[0]
+        stem = stem.removesuffix(".gz").rsplit(".", 1)[0]
     return {
         "mask": folder / f"{stem}.label.nii.gz",
         "alpha": folder / f"{stem}.soft.nii.gz",
@@ -138,6 +145,7 @@ def _write(
     kinds: set[str],
     folder: Path,
     source: Input,
+    axis: int,
     result: Segmentation,
     threshold: float,
 ) -> None:
@@ -146,28 +154,29 @@ def _write(
 
     from zim import viz
     from zim.output import save_rgb
-    from zim_medical.volumes import write_like
+    from zim_medical.volumes import plane_spacing, stretch, write_like
 
+    volume = source.volume
     folder.mkdir(parents=True, exist_ok=True)
     if "mask" in kinds:
-        write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), source.volume)
+        write_like(paths["mask"], (result.soft > threshold).astype(np.uint8), volume)
     if "alpha" in kinds:
-        write_like(paths["alpha"], result.soft, source.volume)
+        write_like(paths["alpha"], result.soft, volume)
     if "overlay" not in kinds:
         return
     picture, matte, prompt = result.shown
-    scale = max(
-        1, round(SHOWN_SIDE / max(matte.shape))
-    )  # slices are often too small to be looked at
+    # slices are often too small to be looked at, and their pixels are no squares
+    high, wide = stretch(plane_spacing(volume.spacing, volume.turn(), axis))
+    scale = max(1, round(SHOWN_SIDE / max(matte.shape[0] * high, matte.shape[1] * wide)))
+    fx, fy = scale * wide, scale * high
     large = [
-        cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        for p in (picture, matte)
+        cv2.resize(p, None, fx=fx, fy=fy, interpolation=cv2.INTER_CUBIC) for p in (picture, matte)
     ]
-    points = [((x + 0.5) * scale, (y + 0.5) * scale, label) for x, y, label in prompt.points]
+    points = [((x + 0.5) * fx, (y + 0.5) * fy, label) for x, y, label in prompt.points]
     box = None
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
-        box = (x0 * scale, y0 * scale, (x1 + 1) * scale - 1, (y1 + 1) * scale - 1)
+        box = (x0 * fx, y0 * fy, (x1 + 1) * fx - 1, (y1 + 1) * fy - 1)
     drawn = viz.overlay(
         np.asarray(large[0], np.uint8),
         np.asarray(large[1], np.float32),

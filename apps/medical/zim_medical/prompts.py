@@ -55,14 +55,14 @@ class ModePrompt:
 
 
 def regions(mask: Mask, protocol: Protocol) -> list[Mask]:
-    """Return the connected regions of a mask, largest first; those below ``min_area`` are dropped.
+    """Return the largest connected regions of a mask; those below ``min_area`` are dropped.
 
     Args:
         mask: H x W.
-        protocol: connectivity, minimum area and the order of equal areas.
+        protocol: connectivity, minimum area, the order of equal areas, and how many at most.
 
     Returns:
-        Masks H x W, one for every region.
+        Masks H x W, one for every region, largest first.
     """
     structure = np.ones((3, 3), int) if protocol.connectivity == 8 else None
     labels = np.zeros(mask.shape, np.int32)
@@ -70,7 +70,13 @@ def regions(mask: Mask, protocol: Protocol) -> list[Mask]:
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     turn = 1 if protocol.equal_areas == "first" else -1
     order = sorted(range(count), key=lambda i: (-areas[i], turn * i))
-    return [labels == i + 1 for i in order if areas[i] >= protocol.min_area]
+    large = [i for i in order if areas[i] >= protocol.min_area]
+    return [labels == i + 1 for i in large[: protocol.max_regions]]
+
+
+def gives_prompts(mask: Mask, protocol: Protocol) -> bool:
+    """Tell whether a mask has a region that is large enough for a prompt."""
+    return bool(mask.any()) and (protocol.min_area <= 1 or bool(regions(mask, protocol)))
 
 
 def centre(region: Mask, rng: np.random.Generator | None = None) -> tuple[int, int]:
@@ -125,7 +131,7 @@ def mode_prompts(
     Returns:
         A prompt for every mode; empty if every region is below the minimum area.
     """
-    parts = regions(mask, protocol)[: protocol.max_regions]
+    parts = regions(mask, protocol)
     if not parts:
         return {}
     chance = rng if protocol.ties == "random" else None

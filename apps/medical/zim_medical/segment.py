@@ -15,7 +15,7 @@ from zim._progress import track
 from zim.errors import ImageError, PromptError
 from zim.protocols import Segmenter
 from zim_medical.datasets import read_plane
-from zim_medical.dicom import read_dicom
+from zim_medical.dicom import is_dicom, read_dicom
 from zim_medical.intensity import parse_norm, to_rgb, value_range
 from zim_medical.prompts import tight_box
 from zim_medical.volumes import (
@@ -64,7 +64,7 @@ def open_input(path: Path) -> Input:
     if not path.exists():
         raise ImageError(f"{path} does not exist; check the path")
     name = path.name.lower()
-    if path.is_dir() or name.endswith((".dcm", ".ima")):
+    if path.is_dir() or is_dicom(path):
         volume, modality = read_dicom(path)
         check_finite(volume.data, path.name)
         check_not_empty(volume.data, path.name)
@@ -78,7 +78,8 @@ def open_input(path: Path) -> Input:
     grey = plane if plane.ndim == 2 else plane.mean(-1)
     # axes to the left and down, as pictures have them, so that x and y are voxel indices
     affine = np.diag([-1.0, -1.0, -1.0, 1.0])
-    volume = Volume(np.ascontiguousarray(grey.T[..., None]), affine, str(path), plane_only=True)
+    data = np.ascontiguousarray(grey.T[..., None])
+    volume = Volume(data, affine, str(path), plane_only=True, sized=False)
     return Input(volume, plane if plane.ndim == 3 else None)
 
 
@@ -103,8 +104,10 @@ def slice_prompts(
         Prompts by slice number; a box prompts every slice it covers.
 
     Raises:
-        PromptError: a point, or all of the box, is outside the volume.
+        PromptError: a point, or all of the box, is outside the volume; or a slice has nothing but
+            points beside the object.
     """
+    beside: dict[int, Sequence[float]] = {}
     out: dict[int, SlicePrompt] = {}
     for point in points:
         index = _index(volume, point[:3], space)
@@ -115,6 +118,8 @@ def slice_prompts(
         number, column, row = _place(volume, axis, index)
         prompt = out.setdefault(math.floor(number + 0.5), SlicePrompt())
         prompt.points.append((column, row, int(point[3])))
+        if not point[3]:
+            beside.setdefault(math.floor(number + 0.5), point[:3])
     if box is not None:
         ends = [_place(volume, axis, corner) for corner in _cut(volume, box, space)]
         first, x0, y0 = np.min(ends, 0).tolist()
@@ -122,6 +127,14 @@ def slice_prompts(
         for number in range(math.floor(first + 0.5), math.floor(last + 0.5) + 1):
             flat = (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))
             out.setdefault(number, SlicePrompt()).box = flat
+    for number, point in beside.items():
+        if out[number].box is None and not any(label for _, _, label in out[number].points):
+            # a model would answer with all the rest of the slice
+            said = ", ".join(f"{v:g}" for v in (point[:2] if volume.plane_only else point))
+            raise PromptError(
+                f"({said}) is on no object (label 0), and nothing says where one is in that slice; "
+                "add a click on it or a box"
+            )
     return dict(sorted(out.items()))
 
 

@@ -22,6 +22,8 @@ from zim.output import atomic_write
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mgz")
+#: millimetres in NIfTI's codes of metre and micron; what says nothing counts in millimetres
+_MILLIMETRES = {1: 1e3, 3: 1e-3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +32,13 @@ class Volume:
 
     Attributes:
         data: X x Y x Z float32, in the order of the file.
-        affine: 4 x 4 float64, voxel indices to millimetres (RAS+).
+        affine: 4 x 4 float64, voxel indices to millimetres (RAS+), whatever the file counts in.
         source: the file or folder, for messages.
         template: the nibabel image it came from, whose header outputs keep; None for DICOM and
             pictures.
         plane_only: it is one picture (Z is 1) without a place in a patient; rows run down.
+        sized: voxel sizes are known; never those of pictures.
+        unit: millimetres in what the file counts in.
     """
 
     data: NDArray[np.float32]
@@ -42,11 +46,18 @@ class Volume:
     source: str
     template: Any = None
     plane_only: bool = False
+    sized: bool = True
+    unit: float = 1.0
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel sizes in mm, in the order of the file's axes."""
         return tuple(float(v) for v in np.sqrt((self.affine[:3, :3] ** 2).sum(0)))  # type: ignore[return-value]
+
+    @property
+    def voxel_mm3(self) -> float | None:
+        """Volume of a voxel, also of a slanted one; None where sizes are not known."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) if self.sized else None
 
     def turn(self) -> NDArray[Any]:
         """Return nibabel's orientation transform from the file's axes to LPI."""
@@ -91,7 +102,11 @@ def read_nifti(path: str | Path, *, finite: bool = True) -> Volume:
     data = data.reshape(squeezed + (1,) * (3 - len(squeezed)))
     if finite:
         check_finite(data, path.name)
-    return Volume(data, np.asarray(image.affine, np.float64), str(path), image)
+    affine = np.array(image.affine, np.float64)
+    told = isinstance(image, nibabel.Nifti1Pair)
+    unit = _MILLIMETRES.get(int(image.header["xyzt_units"]) % 8, 1.0) if told else 1.0
+    affine[:3] *= unit
+    return Volume(data, affine, str(path), image, unit=unit)
 
 
 def check_finite(data: NDArray[Any], name: str) -> None:
@@ -146,6 +161,11 @@ def plane_spacing(spacing: tuple[float, ...], turn: NDArray[Any], axis: int) -> 
         turned[int(turn[own, 0])] = spacing[own]
     column, row = {0: (1, 2), 1: (0, 2), 2: (0, 1)}[axis]
     return turned[row], turned[column]
+
+
+def stretch(spacing: tuple[float, float]) -> tuple[float, float]:
+    """Return how much higher and wider pixels of a spacing are shown, at most tenfold."""
+    return min(10.0, spacing[0] / min(spacing)), min(10.0, spacing[1] / min(spacing))
 
 
 def write_like(path: str | Path, data: NDArray[Any], like: Volume) -> None:
