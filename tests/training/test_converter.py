@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zim.errors import CheckpointError
+from zim.errors import CheckpointError, ConfigError, ImageError
 from zim_training import cli
 from zim_training.converter.config import PRESETS
 from zim_training.converter.model import Converter, ConverterOutput, undecided
@@ -126,6 +126,33 @@ def test_the_data_given_are_trained_on_or_refused(
     assert "--size 65: expected a multiple of 32" in error
     assert cli.main(["eval-converter", str(run), "--size", "65"]) == 2
     assert not run.exists()
+
+
+def test_empty_mattes_are_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k, value in enumerate((0, 255, 0, 255)):
+        _write(tmp_path / f"image/{k}.png", np.zeros((8, 8, 3), np.uint8))
+        _write(tmp_path / f"alpha/{k}.png", np.full((8, 8), value, np.uint8))
+    mattes, _ = training_samples([tmp_path])
+    assert [s.image.name for s in mattes] == ["1.png", "3.png"]
+    first = tmp_path / "alpha" / "0.png"
+    error = capsys.readouterr().err
+    assert error == f"2 empty mattes are passed over, the first is {first}\n"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training_samples([tmp_path])[0] == mattes
+    assert capsys.readouterr().err == ""  # one process speaks
+    for k in "13":
+        (tmp_path / f"image/{k}.png").unlink()
+        (tmp_path / f"alpha/{k}.png").unlink()
+    with pytest.raises(
+        ConfigError, match=r"none of 2 samples .* training \(2 are empty, the first"
+    ):
+        training_samples([tmp_path])
+    _write(tmp_path / "alpha" / "2.png", np.full((8, 8), 1, np.uint8))
+    with pytest.raises(ImageError, match="the object must be 255, not 1"):
+        training_samples([tmp_path])
 
 
 def test_fusion_takes_the_finer_answer_where_the_coarser_is_undecided() -> None:

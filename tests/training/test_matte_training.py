@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -209,6 +210,24 @@ def test_a_state_goes_on_with_weights_average_and_step(data: Path, tmp_path: Pat
         MatteTrainer(onward, data, tmp_path / "broken", network=NETWORK)
 
 
+def test_a_state_past_the_schedules_end_is_refused(data: Path, tmp_path: Path) -> None:
+    """Nothing would be trained, and the export would be the start."""
+    config = MatteConfig(steps=2, scenes=2, eval_scenes=2)
+    first = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    first.train_step()
+    first.train_step()
+    first.save()
+    state = tmp_path / "state"
+    assert cli.main(["bundle", str(tmp_path / "run"), "--state", str(state)]) == 0
+    config = dataclasses.replace(config, init=str(state))
+    with pytest.raises(ConfigError, match="is at step 2 already; give more than --steps 2"):
+        MatteTrainer(config, data, tmp_path / "next", network=NETWORK)
+    longer = dataclasses.replace(config, steps=3)
+    run = tmp_path / "longer"
+    MatteTrainer(longer, data, run, network=NETWORK).fit()
+    assert MatteTrainer(longer, data, run, resume=True, network=NETWORK).step == 3
+
+
 @pytest.mark.gpu
 def test_a_gpu_takes_the_steps_of_the_cpu(data: Path, tmp_path: Path) -> None:
     losses = {}
@@ -228,6 +247,37 @@ def test_a_slice_stops_and_goes_on(data: Path, tmp_path: Path) -> None:
     rest = MatteTrainer(config, data, tmp_path / "run", resume=True, network=NETWORK)
     rest.fit()
     assert rest.step == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_its_step(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    config = MatteConfig(steps=6, scenes=2, warm_up=1, eval_scenes=2)
+    whole = MatteTrainer(config, data, tmp_path / "whole", network=NETWORK)
+    whole.fit()
+    part = MatteTrainer(config, data, tmp_path / "run", network=NETWORK)
+    step = part.train_step
+
+    def told() -> torch.Tensor:
+        if part.step == 3:
+            signal.raise_signal(number)
+        return step()
+
+    part.train_step = told  # pyright: ignore[reportAttributeAccessIssue]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a command has one
+    try:
+        with pytest.raises(SystemExit) as ended:
+            part.fit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + number
+    assert "at step 4, which is saved; the same command with --resume" in capsys.readouterr().err
+    rest = MatteTrainer(config, data, tmp_path / "run", resume=True, network=NETWORK)
+    assert rest.step == 4
+    rest.fit()
+    for key, value in whole.ema.model.state_dict().items():
+        torch.testing.assert_close(rest.ema.model.state_dict()[key], value, rtol=0, atol=0)
 
 
 def test_the_untrained_network_answers_with_the_prior(data: Path, tmp_path: Path) -> None:

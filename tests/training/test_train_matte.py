@@ -21,9 +21,10 @@ import pytest
 import torch
 
 import zim
-from zim.errors import ConfigError, OutputError
+from zim.errors import ConfigError, ImageError, OutputError
 from zim_training import cli
 from zim_training.checkpoint import write_atomically
+from zim_training.data import readers
 from zim_training.loop import Loop, _Batches, learning_rate
 from zim_training.matting.config import PRESETS
 from zim_training.matting.corrections import correct
@@ -165,6 +166,63 @@ def test_killed_run_goes_on_as_if_nothing_happened(
     for part in ("model", "ema"):
         for key, value in one[part].items():
             torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_an_interrupted_run_saves_its_step_and_goes_on_exactly(
+    own: Path,
+    tmp_path: Path,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    workers: int,
+) -> None:
+    words = ["matte", "--preset", "test", "--steps", "10", "--save-every", "4", "--log-every", "3"]
+    words += ["--eval-every", "4", "--eval-samples", "2", "--keep-best", "--threads", "1"]
+    words += ["--workers", str(workers), "--data", str(own), "--device", "cpu", "--output"]
+    assert cli.main([*words, str(tmp_path / "whole")]) == 0
+    capsys.readouterr()
+    loss, calls, before = MatteTask.loss, [0], signal.getsignal(number)
+
+    def told(task: MatteTask, *args: object):
+        calls[0] += 1
+        if calls[0] == 5:
+            signal.raise_signal(number)
+        return loss(task, *args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(MatteTask, "loss", told)
+    assert cli.main([*words, str(tmp_path / "cut")]) == 128 + number
+    error = capsys.readouterr().err
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert f"zim-train: {word} at step 5, which is saved; the same command" in error
+    assert signal.getsignal(number) == before
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 5
+    assert cli.main([*words, str(tmp_path / "cut")]) == 0
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
+    one, two = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
+    )
+    for part in ("model", "ema"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
+
+
+def test_a_second_interrupt_ends_at_once(
+    own: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(*_: object):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MatteTask, "loss", told)
+    words = ["matte", "--preset", "test", "--data", str(own), "--output", str(tmp_path / "run")]
+    assert cli.main([*words, "--device", "cpu"]) == 130
+    assert capsys.readouterr().err.endswith("zim-train matte: interrupted\n")
+    assert not (tmp_path / "run" / "last.pt").exists()
 
 
 def test_an_evaluation_that_was_cut_off_is_made_up_for(
@@ -506,6 +564,50 @@ def test_useless_mattes_are_found_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_matte_far_down_a_large_set_does_not_end_a_run(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is past those that are opened first; without it the run would not go on: other data."""
+    monkeypatch.setattr(readers, "OPENED", 1)
+    for k in range(3):
+        for part, end in ("image", "jpg"), ("alpha", "png"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            shutil.copy(own / part / f"{k}.{end}", tmp_path / part)
+    alpha = tmp_path / "alpha" / "2.png"
+    assert cv2.imwrite(str(alpha), np.zeros((72, 96), np.uint8))
+    for framing in 0.0, 1.5:
+        task = MatteTask(TINY, open_source(tmp_path, 0.0))
+        changed = dataclasses.replace(task.network.config, framing=framing)
+        monkeypatch.setattr(task.network, "config", changed)
+        for k in range(8):
+            batch = task.samples([np.random.default_rng(k)])
+            assert batch["alpha"].max() > 0.9
+    assert cv2.imwrite(str(alpha), np.ones((72, 96), np.uint8))
+    task = MatteTask(TINY, open_source(tmp_path, 0.0))
+    with pytest.raises(ImageError, match="the object must be 255, not 1"):
+        task.samples([np.random.default_rng(k) for k in range(8)])
+
+
+def test_a_manifest_that_holds_everything_out_is_refused(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.jsonl"
+    rows = [
+        {"image": str(own / f"image/{k}.jpg"), "alpha": str(own / f"alpha/{k}.png")} for k in "12"
+    ]
+    words = ["matte", "--preset", "test", "--data", str(path), "--output", str(tmp_path / "run")]
+    path.write_text("\n".join(json.dumps(row | {"split": "val"}) for row in rows), encoding="utf-8")
+    assert cli.main([*words, "--device", "cpu"]) == 1
+    assert "m.jsonl holds out all of its 2 pictures (test, val)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    rows[0]["split"], rows[1]["split"] = "train", "test"
+    path.write_text(
+        "\n".join(json.dumps(row) for row in rows), encoding="utf-8-sig"
+    )  # as Windows does
+    source = open_source(path, 0.2)
+    assert (source.train, source.held_out) == ([0], [1])
+
+
 def test_a_runs_own_settings_are_taken_with_its_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -555,6 +657,24 @@ def test_a_run_goes_on_with_its_own_data_only(
     (run / "config.json").write_text("{", encoding="utf-8")
     assert cli.main([*words, "--data", str(own)]) == 1
     assert "config.json holds no settings of a run" in capsys.readouterr().err
+
+
+def test_an_older_run_is_told_once_that_its_loss_has_changed(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = tmp_path / "run" / "last.pt"
+    words = ["matte", "--preset", "test", "--steps", "2", "--save-every", "1", "--device", "cpu"]
+    words += ["--data", str(own), "--output", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    shutil.copy(last.parent / "checkpoints" / "step_0000001.pt", last)
+    state = torch.load(last, weights_only=True)
+    del state["data"], state["pending"]  # as checkpoints were then
+    torch.save(state, last)
+    told = []
+    for _ in range(2):
+        assert cli.main(words) == 0
+        told.append("was begun by an earlier version" in capsys.readouterr().err)
+    assert told == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -669,6 +789,41 @@ def test_two_processes_train(own: Path, tmp_path: Path, launcher: str) -> None:
     two, one = ([r["loss"] for r in some if r.get("loss")] for some in (lines, _lines(out)))
     assert two[:3] == one[:3]
     assert one[3:] == pytest.approx(two[3:], rel=1e-3)  # of the whole batch
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step(own: Path, tmp_path: Path) -> None:
+    """The second process alone is told to end; both save and go on as if nothing had happened."""
+    script = tmp_path / "told.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from zim_training import cli, loop\n"
+        "from zim_training.matting.task import MatteTask\n"
+        "loop.AGREE_EVERY = 2\n"
+        "loss, calls = MatteTask.loss, [0]\n"
+        "def told(*args):\n"
+        "    calls[0] += 1\n"
+        "    if calls[0] == 3 and os.environ['RANK'] == '1' and 'cut' in os.environ:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    return loss(*args)\n"
+        "MatteTask.loss = told\n"
+        "raise SystemExit(cli.main(sys.argv[1:]))\n"
+    )
+    flags = ["matte", "--preset", "test", "--data", str(own), "--steps", "6", "--log-every", "3"]
+    flags += ["--device", "cpu", "--threads", "1", "--output"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    for name, mark in (("whole", {}), ("run", {"cut": "1"}), ("run", {})):
+        command = [*launch, *flags, str(tmp_path / name)]
+        environment = os.environ | mark
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert bool(done.returncode) == bool(mark), done.stderr
+        if mark:
+            assert done.stderr.count("zim-train: terminated at step 4, which is saved") == 1
+            assert torch.load(tmp_path / name / "last.pt", weights_only=True)["step"] == 4
+    whole, run = (_lines(tmp_path / name) for name in ("whole", "run"))
+    for one, two in zip(whole, run, strict=True):
+        assert two.pop("kind") == one.pop("kind")
+        assert two == pytest.approx(one, rel=1e-6)
 
 
 @pytest.mark.slow

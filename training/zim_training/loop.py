@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,10 @@ from zim.api import choose_device
 from zim.errors import CheckpointError, ConfigError, OutputError, ZimError, one_line, reason
 from zim.output import atomic_write, save_rgb
 from zim_training import checkpoint
+from zim_training.stopping import leave, leave_it_to_the_parent, stopping
+
+#: steps after which several processes ask each other whether one was told to end
+AGREE_EVERY = 10
 
 
 class LoopConfig(Protocol):
@@ -286,6 +291,8 @@ class Loop:
         self.last_scores: dict[str, float] = {}
         #: with ``keep_best``: averaged weights, their step, scores and rank, and the first scores
         self.best: dict[str, Any] = {}
+        #: losses and numbers of the steps since the log's last line
+        self._pending: list[tuple[Tensor, dict[str, float]]] = []
         self._writer: Any = None
         if self.main:
             if anew and (run / "last.pt").is_file():
@@ -313,6 +320,11 @@ class Loop:
         path = self.run / "config.json"
         if last.is_file():
             self._compare(path, settings, kept)
+            if "data" not in kept and "network" in self.task.extra_state():  # older than that key
+                sys.stderr.write(
+                    f"{self.run} was begun by an earlier version: from here on the gradient loss "
+                    "leaves out the edge to the padding, and every picture weighs the same\n"
+                )
         atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
         env = {"zim": __version__, "torch": torch.__version__, "python": platform.python_version()}
         env |= {"device": str(self.accelerator.device), "processes": self.accelerator.num_processes}
@@ -350,34 +362,43 @@ class Loop:
             )
 
     def fit(self) -> None:
-        """Train to the last step, logging, evaluating and saving on the way."""
+        """Train to the last step, logging, evaluating and saving on the way.
+
+        Raises:
+            SystemExit: one of the processes was interrupted or told to end; the step is saved.
+        """
         config = self.config
-        pending: list[Tensor] = []
-        numbers: list[dict[str, float]] = []
         batches = self._batches()
         start = last = time.perf_counter()
-        for _ in track(range(config.steps - self.step), "training"):
-            loss, more = self._one_step(batches)
-            pending.append(loss)
-            numbers.append(more)
-            self.step += 1
-            saves = self.step % config.save_every == 0 or self.step == config.steps
-            evaluates = self.step % config.eval_every == 0 or self.step == config.steps
-            # a line at every checkpoint: a run that continues there writes the same lines
-            if self.step % config.log_every == 0 or saves:
-                now = time.perf_counter()
-                pace = len(pending) * config.batch / max(now - last, 1e-9)
-                means = {"loss": float(torch.stack(pending).mean()), **_means(numbers)}
-                self._log("train", **self._over_processes(means))
-                self._scalar("images_per_s", pace)
-                pending, numbers, last = [], [], now
-            if evaluates:  # before the checkpoint: a run that continues there has these scores
-                self.evaluate()
-                last = time.perf_counter()
-            if saves:
-                self.seconds += time.perf_counter() - start
-                start = time.perf_counter()
-                self.save()
+        since, told = self.step, 0
+        with stopping(self.main) as stop:
+            for _ in track(range(config.steps - self.step), "training"):
+                self._pending.append(self._one_step(batches))
+                self.step += 1
+                saves = self.step % config.save_every == 0 or self.step == config.steps
+                evaluates = self.step % config.eval_every == 0 or self.step == config.steps
+                # a line at every checkpoint: a run that continues there writes the same lines
+                if self.step % config.log_every == 0 or saves:
+                    now = time.perf_counter()
+                    pace = (self.step - since) * config.batch / max(now - last, 1e-9)
+                    losses, numbers = zip(*self._pending, strict=True)
+                    means = {"loss": float(torch.stack(losses).mean()), **_means(numbers)}
+                    self._log("train", **self._over_processes(means))
+                    self._scalar("images_per_s", pace)
+                    self._pending, since, last = [], self.step, now
+                if evaluates:  # before the checkpoint: a run that continues there has these scores
+                    self.evaluate()
+                    last = time.perf_counter()
+                told = self._agreed(stop.number, saves)
+                if saves or told:
+                    self.seconds += time.perf_counter() - start
+                    start = time.perf_counter()
+                    self.save()
+                if told:
+                    break
+        if told:
+            self.close()
+            leave(told, self.step, "the same command, without --overwrite,", self.main)
         if self.main:
             if self.best:
                 self.ema.model.load_state_dict(self.best["ema"])
@@ -393,6 +414,19 @@ class Loop:
         mine = torch.tensor(list(values.values()), device=self.accelerator.device)
         means: Any = self.accelerator.reduce(mine, reduction="mean")
         return dict(zip(values, means.tolist(), strict=True))
+
+    def _agreed(self, number: int, saves: bool) -> int:
+        """Return the largest number of all processes, so that all stop at one step.
+
+        They ask each other now and then only, and where they meet anyway: a GPU is waited for.
+        """
+        if self.accelerator.num_processes == 1:
+            return number
+        if self.step % AGREE_EVERY and not saves:
+            return 0
+        mine = torch.tensor([number], device=self.accelerator.device)
+        gathered: Any = self.accelerator.gather(mine)
+        return int(gathered.max())
 
     def _shared(self, value: Any) -> Any:
         """Return the main process's value on every process."""
@@ -416,6 +450,7 @@ class Loop:
             options["sampler"] = range(first, end)
         if config.workers:
             options |= {"num_workers": config.workers, "prefetch_factor": 2}
+            options["worker_init_fn"] = leave_it_to_the_parent
         return iter(DataLoader(data, collate_fn=_same, **options))
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[Tensor, dict[str, float]]:
@@ -500,6 +535,8 @@ class Loop:
         Raises:
             ConfigError: a weight is not finite; older checkpoints stay.
         """
+        rows = [{"loss": float(loss)} | more for loss, more in self._pending]
+        pending = [self._over_processes(row) for row in rows]
         if not self.main:
             self.accelerator.wait_for_everyone()
             return
@@ -520,6 +557,7 @@ class Loop:
             "config": asdict(self.config),  # pyright: ignore[reportArgumentType]
             "data": self.task.data_mark,
             "scores": self.last_scores,
+            "pending": pending,
         } | self.task.extra_state()
         checkpoint.write_atomically(self.run / "last.pt", state)
         kept = self.run / "checkpoints" / f"step_{self.step:07d}.pt"
@@ -550,6 +588,9 @@ class Loop:
             self.best = checkpoint.read(self.run / "best.pt")
         self.step, self.seconds = state["step"], state["seconds"]
         self.last_scores = state.get("scores", {})
+        for row in state.get("pending", []):
+            loss = torch.tensor(row.pop("loss"), device=self.accelerator.device)
+            self._pending.append((loss, row))
 
     def _log(self, kind: str, **values: float) -> None:
         if not self.main:
@@ -608,7 +649,7 @@ def parameter_groups(
     return [{"params": p, "weight_decay": d, "scale": s} for (d, s), p in groups.items()]
 
 
-def _means(numbers: list[dict[str, float]]) -> dict[str, float]:
+def _means(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
     keys = {k for row in numbers for k in row}
     return {k: float(np.mean([r[k] for r in numbers if k in r])) for k in sorted(keys)}
 

@@ -32,6 +32,7 @@ from zim_training.losses import prompt_loss
 from zim_training.prompts import KINDS
 from zim_training.render.batches import RecroppedScenes, RenderedScenes
 from zim_training.state import is_state, load_state
+from zim_training.stopping import leave, stopping
 
 #: settings that a run keeps when it is continued; the others follow the machine
 KEPT = ("preset", "minutes", "steps", "scenes", "rate", "ema", "seed", "render", "recrop")
@@ -127,6 +128,11 @@ class MatteTrainer:
         state = load_state(Path(config.init)) if config.init and is_state(config.init) else None
         if state is not None:
             _check_network(config.init, ZimConfig.from_dict(state["network"]), network)
+            if config.steps and state["step"] >= config.steps:
+                raise ConfigError(
+                    f"{config.init} is at step {state['step']} already; give more than --steps "
+                    f"{config.steps}, or a new schedule: --minutes"
+                )
             for key in ("model", "ema"):
                 state[key] = grown(state[key], self.model)
             self.model.load_state_dict(state["model"])
@@ -178,33 +184,41 @@ class MatteTrainer:
 
         Args:
             stop_after: minutes after which to stop for now; resuming goes on.
+
+        Raises:
+            SystemExit: the process was interrupted or told to end; the step is saved.
         """
         saved = evaluated = logged = self.seconds
         end = self.seconds + 60 * stop_after
         recent: list[Tensor] = []
-        while self.progress() < 1.0 and self.seconds < end:
-            start = time.perf_counter()
-            recent.append(self.train_step())
-            told = self.step % 25 == 0
-            loss = float(torch.stack(recent).mean()) if told else 0.0  # a GPU is waited for here
-            if told:
-                self._check(math.isfinite(loss))
-                self.pack.refresh()
-                if self.rendered:
-                    self.rendered.refresh()
-            self.seconds += time.perf_counter() - start
-            if told:
-                pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
-                self._log(kind="train", loss=loss, images_per_s=round(pace, 2))
-                recent.clear()
-                logged = self.seconds
-            if self.seconds - saved > 60 * self.config.save_minutes:
-                self.save()
-                saved = self.seconds
-            if self.dev and self.seconds - evaluated > 60 * self.config.eval_minutes:
-                self.evaluate()
-                evaluated = self.seconds
+        with stopping() as stop:
+            while self.progress() < 1.0 and self.seconds < end and not stop.number:
+                start = time.perf_counter()
+                recent.append(self.train_step())
+                told = self.step % 25 == 0
+                loss = 0.0
+                if told:
+                    loss = float(torch.stack(recent).mean())  # a GPU is waited for here
+                    self._check(math.isfinite(loss))
+                    self.pack.refresh()
+                    if self.rendered:
+                        self.rendered.refresh()
+                self.seconds += time.perf_counter() - start
+                if told:
+                    pace = 25 * self.config.scenes / max(self.seconds - logged, 1e-6)
+                    self._log(kind="train", loss=loss, images_per_s=round(pace, 2))
+                    recent.clear()
+                    logged = self.seconds
+                if self.seconds - saved > 60 * self.config.save_minutes:
+                    self.save()
+                    saved = self.seconds
+                if self.dev and self.seconds - evaluated > 60 * self.config.eval_minutes:
+                    self.evaluate()
+                    evaluated = self.seconds
         self.save()
+        if stop.number:
+            self.batches.close()
+            leave(stop.number, self.step, "the same command with --resume")
         if self.dev:
             self.evaluate()
         self.batches.close()

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from zim._progress import progress_on_stderr
 from zim.commandline import Report, UsageError, fraction, positive_int, timed
 from zim_training.commands.common import COLLECTION, add_data_root, number
 
@@ -170,45 +164,11 @@ def _synth(args: argparse.Namespace) -> Report:
         "layers": (write_layers, args.layers, shared),
         "train": (write_pack, args.scenes, train),
     }
-    with timed(report.seconds, "synth"), _one_line() as say:
+    with progress_on_stderr(), timed(report.seconds, "synth"):
         for name, (write, count, options) in parts.items():
             split = "dev" if name == "dev" else "train"
-            for done in write(root, out / name, split, count, **options) if count else ():
-                say(f"{name}: {done} shards")
+            for _ in write(root, out / name, split, count, **options) if count else ():
+                pass
     report.outputs["pack"] = str(out)
     report.lines.append(str(out))
     return report
-
-
-@contextmanager
-def _one_line() -> Generator[Callable[[str], None]]:
-    """Give a function that rewrites a line of stderr; whatever is said next begins a new one."""
-    shown, process = False, os.getpid()
-
-    def say(text: str) -> None:
-        nonlocal shown
-        sys.stderr.write(f"\r{text}")
-        shown = True
-
-    def leave() -> None:
-        nonlocal shown
-        if shown:
-            sys.stderr.write("\n")
-        shown = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:  # not in what was forked
-            leave()
-        if callable(before):
-            before(number, frame)
-
-    before = signal.getsignal(signal.SIGTERM)
-    ours = callable(before) and threading.current_thread() is threading.main_thread()
-    if ours:  # the command's own handler speaks before this block is left
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield say
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
-        leave()

@@ -6,6 +6,7 @@ hard-edged label whose target is itself (Selective Transformation Learning, Sec.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zim.errors import ConfigError
+from zim.pools import rank_and_world
 from zim_training.checkpoint import names_mark
 from zim_training.data import procedural
 from zim_training.data.coarse import coarse_label, spatial_cut
@@ -33,7 +35,7 @@ View = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32], bool]
 def training_samples(
     paths: Sequence[Path], test_splits: bool = False
 ) -> tuple[list[MatteSample], list[MatteSample]]:
-    """List the mattes and the coarse labels to train on.
+    """List the mattes and the coarse labels to train on; a line on stderr tells of empty mattes.
 
     Args:
         paths: matting sets, folders of them, or manifests; none is fine.
@@ -43,15 +45,20 @@ def training_samples(
         ConfigError: something is malformed, or there is nothing to train on where paths are given.
         ImageError: picture and matte differ in size.
     """
-    samples = [sample for path in paths for sample in sound_samples(path)]
+    empty: list[MatteSample] = []
+    samples = [sample for path in paths for sample in sound_samples(path, empty)]
     used = [s for s in samples if s.split == "train" or test_splits]
     mattes, labels = ([s for s in used if s.kind == kind] for kind in ("matte", "label"))
     if paths and not mattes and (not labels or any(s.kind == "matte" for s in samples)):
-        given = ", ".join(map(str, paths))
+        given, count = ", ".join(map(str, paths)), len(samples) + len(empty)
+        void = f" ({len(empty)} are empty, the first {empty[0].alpha})" if empty else ""
         raise ConfigError(
-            f"{given}: none of {len(samples)} samples is a matte for training; --test-splits also "
+            f"{given}: none of {count} samples is a matte for training{void}; --test-splits also "
             "takes those held out, and without --data mattes are procedural"
         )
+    if empty and rank_and_world()[0] == 0:  # the others find the same
+        some = "1 empty matte is" if len(empty) == 1 else f"{len(empty)} empty mattes are"
+        sys.stderr.write(f"{some} passed over, the first is {empty[0].alpha}\n")
     return mattes, labels
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from zim._progress import track
 from zim.cues import CUE_PLANES, compute_cues
 from zim.errors import ConfigError, reason
 from zim.output import atomic_write
@@ -127,12 +128,15 @@ def write_shards(
     wanted = [(n, min(each, count - n * each)) for n in range(-(-count // each))]
     # the last shard of a smaller pack is short
     missing = [(n, size) for n, size in wanted if shard_length(shard_path(out, n)) < size]
+    if not missing:
+        return
+    name = f"{out.name} shards"
     if workers <= 1:
-        yield from (done + 1 for done, _ in enumerate(map(job, missing)))
+        yield from (done for done, _ in enumerate(track(map(job, missing), name, len(missing)), 1))
         return
     with worker_processes(workers) as pool:
         futures = [pool.submit(job, one) for one in missing]
-        for done, future in enumerate(futures, 1):
+        for done, future in enumerate(track(futures, name), 1):
             future.result()
             yield done
 

@@ -207,7 +207,7 @@ def _manifest(path: Path, bad: list[str]) -> Iterator[MatteSample]:
     ``split`` is train, test or val; the last two are held out. ``"kind": "label"`` may be given.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         bad.append(f"{path}: expected JSON lines in UTF-8 ({reason(error)})")
         return
@@ -306,8 +306,12 @@ CHECKED = 2000
 OPENED = 100
 
 
-def sound_samples(path: Path) -> list[MatteSample]:
+def sound_samples(path: Path, empty: list[MatteSample] | None = None) -> list[MatteSample]:
     """List the samples of a set, or of the sets in a folder, for training.
+
+    Args:
+        path: where.
+        empty: takes the samples whose matte is empty; without it they are refused.
 
     Raises:
         ConfigError: nothing is recognised, or something is malformed.
@@ -321,10 +325,16 @@ def sound_samples(path: Path) -> list[MatteSample]:
     samples = [sample for some in found for sample in some.samples]
     for sample in samples[:CHECKED]:  # before training, not in the middle of it
         sample.check_sizes()
+    void: set[MatteSample] = set()
     for sample in samples[:OPENED]:
         if sample.value is None:
-            check_matte(sample.alpha, read_alpha(sample.alpha))
-    return samples
+            alpha = read_alpha(sample.alpha)
+            if empty is not None and not alpha.any():
+                void.add(sample)
+                empty.append(sample)
+            else:
+                check_matte(sample.alpha, alpha)
+    return [sample for sample in samples if sample not in void]
 
 
 def check_matte(path: Path, alpha: NDArray[np.float32]) -> None:

@@ -122,6 +122,11 @@ class _Pictures:
             raise ConfigError(f"{path} holds {len(self.samples)} pictures with mattes; expected 2+")
         self.mark = names_mark(f"{s.name} {s.image.name}" for s in self.samples)
         tests = [k for k, s in enumerate(self.samples) if s.split == "test"]
+        if path.is_file() and len(tests) == len(self.samples):
+            raise ConfigError(
+                f"{path} holds out all of its {len(tests)} pictures (test, val); call those to "
+                "train on train"
+            )
         if tests and len(tests) < len(self.samples):
             self.train = [k for k, s in enumerate(self.samples) if s.split != "test"]
             self.held_out = tests
@@ -130,6 +135,7 @@ class _Pictures:
 
     def read(self, rng: np.random.Generator, number: int, mattes: int) -> Picture:
         rgb, alpha = self.samples[number].read()
-        check_matte(self.samples[number].alpha, alpha)
+        if alpha.any() or number in self.held_out:  # another is drawn for an empty one
+            check_matte(self.samples[number].alpha, alpha)
         none: NDArray[Any] = np.zeros((1, *alpha.shape), bool)
         return Picture(rgb, alpha[None], none)

@@ -209,6 +209,8 @@ class MatteTask:
             The view, or None where no matte is large enough to be seen.
         """
         rgb, alphas, others = picture.rgb, picture.alphas, picture.others
+        if not alphas.any():
+            return None
         framing = self.network.config.framing
         if near or (framing and rng.random() < 0.65):  # as the predictor's second look
             box = mask_box(alphas[0], min(0.1, 0.5 * float(alphas[0].max())))
