@@ -31,7 +31,7 @@ from zim.images import load_image
 from zim.mask_record import Deferred, MaskRecord, Recipe
 from zim.masks import Box, Space, crop_boxes, layer_grids, mask_xywh, nms
 from zim.model.matting import ZimNetwork
-from zim.predictor import ZimPredictor
+from zim.predictor import ZimPredictor, as_loaded
 from zim.rle import encode_coco, encode_rle
 from zim.sureness import sharpened
 
@@ -215,9 +215,10 @@ class ZimAutomaticMaskGenerator:
         size = (rgb.shape[0], rgb.shape[1])
         crops = crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         found: list[tuple[Candidate, Box]] = []
-        for crop, layer in crops:
-            search = ClickSearch(self.predictor.model, rgb, crop, self.rules)
-            found += [(c, crop) for c in search.run(self.point_grids[layer])]
+        with as_loaded(self.predictor.model):
+            for crop, layer in crops:
+                search = ClickSearch(self.predictor.model, rgb, crop, self.rules)
+                found += [(c, crop) for c in search.run(self.point_grids[layer])]
         if len(crops) > 1 and found:
             boxes = np.stack([candidate.box for candidate, _ in found])
             scores = np.array([1 / ((x1 - x0) * (y1 - y0)) for _, (x0, y0, x1, y1) in found])

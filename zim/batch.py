@@ -8,6 +8,7 @@ that local processes, ranks of torchrun and Ray write the same bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -250,9 +251,9 @@ class Worker:
                 if row.error is not None:
                     raise PromptError(row.error)
                 files += self._one(row)
-            except OutputError:
-                raise  # a full disk is not the picture's fault
             except Exception as error:  # a broken file can break a decoder in any way
+                if isinstance(error, OutputError) and not _about_name(error):
+                    raise  # a full disk is not the picture's fault
                 why = one_line(error)
                 if not isinstance(error, ZimError):
                     why = f"{type(error).__name__}: {why}"
@@ -325,6 +326,13 @@ class Worker:
             raise PromptError(f"nothing in the picture answers {words!r}")
         best = max(found, key=lambda detection: detection.score)
         return {k: v for k, v in asked.items() if k != "text"} | {"bbox": [*map(float, best.box)]}
+
+
+def _about_name(error: OutputError) -> bool:
+    """Tell whether a file cannot be written for its own sake: no name for one, or a folder's."""
+    names = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    cause = error.__cause__
+    return not isinstance(cause, OSError) or cause.errno in names
 
 
 def rows_hash(rows: Sequence[Row]) -> str:

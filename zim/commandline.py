@@ -135,7 +135,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=positive_int, metavar="N", help="CPU threads [ZIM_THREADS, else all]"
     )
-    group.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed [0]")
+    group.add_argument("--seed", type=seed_number, default=0, metavar="N", help="random seed [0]")
     group.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     group.add_argument("--debug", action="store_true", help="show the full trace of an error")
 
@@ -152,6 +152,14 @@ def whole_number(text: str) -> int:
     if not text.strip().isdecimal():
         raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a whole number of at least 0")
     return int(text)
+
+
+def seed_number(text: str) -> int:
+    """Parse a seed: a whole number that torch takes, below 2**64."""
+    seed = whole_number(text)
+    if seed >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is no seed; expected less than 2**64")
+    return seed
 
 
 def port_number(text: str) -> int:

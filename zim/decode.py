@@ -21,6 +21,8 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from zim.errors import ImageError, one_line
 
 _EXIF_ORIENTATION = 0x0112
+#: tags of TIFF: bits of each colour, 0 where grey begins at white, 2 where colours lie in planes
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _HEADER_LOCK = threading.Lock()
 
@@ -98,6 +100,11 @@ def decode_pillow(image: Image.Image, where: str, name: str | None, limit: int) 
             f"{where} is {width} x {height}, {width * height / 1e6:.0f} megapixels; expected at "
             f"most {limit / 1e6:.0f}, so scale it down first"
         )
+    raw = any(tile[0] == "raw" for tile in getattr(image, "tile", None) or ())
+    if raw and _in_planes(image) and 16 in _tag(image, _BITS):  # Pillow takes 8 of the 16
+        raise ImageError(
+            f"{where} is a TIFF of 16 bits stored plane by plane; save it with interleaved colours"
+        )
     try:
         image.load()
         orientation = _orientation(image)
@@ -140,7 +147,9 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
     """Grey of more than 8 bits as uint16, or as float in [0, 1]."""
     values = np.array(image)
     if image.mode.startswith("I;16"):
-        return values.astype(np.uint16)
+        values = values.astype(np.uint16)
+        # which Pillow turns round in 8 bits only
+        return np.uint16(65535) - values if _tag(image, _PHOTOMETRIC) == (0,) else values
     if not np.isfinite(values).all():
         raise ImageError("has NaN or infinite values")
     low, high = float(values.min()), float(values.max())
@@ -198,10 +207,23 @@ def _is_deep(image: Image.Image) -> bool:
         return False
     if image.format == "TIFF" and _orientation(image) != 1:
         return False  # the two libraries turn such files at different moments
+    if _in_planes(image):
+        return False  # OpenCV takes the planes for interleaved colours
     tiles = getattr(image, "tile", None)
     layout = tiles[0][3] if tiles else None
     raw = layout[0] if isinstance(layout, tuple) else layout
     return isinstance(raw, str) and raw.startswith(("RGB;16", "RGBX;16", "RGBA;16", "LA;16"))
+
+
+def _in_planes(image: Image.Image) -> bool:
+    """Whether a TIFF stores its colours one after the other."""
+    return len(image.getbands()) > 1 and _tag(image, _PLANES) == (2,)
+
+
+def _tag(image: Image.Image, number: int) -> tuple[Any, ...]:
+    """Return the values of a TIFF's tag; empty where there is none, or it is no TIFF."""
+    value = getattr(image, "tag_v2", {}).get(number, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _deepen(file: Any, pixels: Pixels) -> Pixels:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -126,6 +127,8 @@ class ZimPredictor:
         self._pictures: list[np.ndarray] = []
         self._views: list[View] = []
         self._mirrored: Kept = {}
+        #: device and type of the model when it encoded the picture
+        self._encoded_on: tuple[torch.device, torch.dtype] | None = None
 
     @torch.inference_mode()
     def set_image(self, image: Any, image_format: str = "RGB") -> None:
@@ -168,9 +171,10 @@ class ZimPredictor:
         self._keep(pictures, [View.of(rgb, self.model.config.image_size) for rgb in pictures])
 
     def _keep(self, pictures: list[np.ndarray], views: list[View]) -> None:
-        with _as_loaded(self.model):
+        with as_loaded(self.model):
             self.features = encode_views(self.model, views)
-        self._pictures, self._views = pictures, views
+        self._pictures, self._views, self._mirrored = pictures, views, {}
+        self._encoded_on = self.model.device, self.model.dtype
         if len(pictures) == 1:
             self.image, self.frame = pictures[0], views[0].frame
 
@@ -185,9 +189,21 @@ class ZimPredictor:
         Raises:
             ImageError: the shape does not fit.
         """
-        frame = Frame(
-            (original_image_size[0], original_image_size[1]), self.transform.target_length
-        )
+        try:
+            height, width = map(operator.index, original_image_size)
+        except (TypeError, ValueError):
+            height, width = 0, 0
+        if height < 1 or width < 1:
+            raise ImageError(
+                f"original_image_size is {original_image_size!r}; expected (height, width) in "
+                "whole pixels"
+            )
+        if not isinstance(image, Tensor):
+            raise ImageError(
+                f"a {type(image).__name__} was given; expected a tensor 1 x 3 x h x w (set_image "
+                "takes everything else)"
+            )
+        frame = Frame((height, width), self.transform.target_length)
         if tuple(image.shape) != (1, 3, *frame.scaled):
             raise ImageError(
                 f"the tensor has shape {tuple(image.shape)}; expected 1 x 3 x "
@@ -196,7 +212,6 @@ class ZimPredictor:
         self.reset_image()
         small = image[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         # a second look needs a picture of the full size; the enlarged one is all there is
-        height, width = frame.original
         full = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
         self._keep([np.asarray(full)], [View(small, frame)])
 
@@ -278,8 +293,7 @@ class ZimPredictor:
         Raises:
             PromptError: a prompt is malformed or outside its picture, or the lists do not fit.
         """
-        if self.features is None:
-            self._ready()
+        self._encoded()
         if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
             raise PromptError(
                 f"prompts are a {type(prompts).__name__}; expected a list of zim.Prompt or "
@@ -343,15 +357,23 @@ class ZimPredictor:
         results = self._decode(prompts, _tokens(multimask), logits, torch.device("cpu"))
         return [(a.numpy(), b.cpu().numpy(), c.cpu().numpy()) for a, b, c in results]
 
-    def _ready(self) -> tuple[np.ndarray, Frame, ImageFeatures]:
+    def _encoded(self) -> ImageFeatures:
+        """Return what the decoder needs, made anew where the model was moved or converted since."""
         if self.features is None:
             raise ImageError("no image is set; call set_image(image) before predict")
+        if self._encoded_on != (self.model.device, self.model.dtype):
+            with torch.inference_mode():
+                self._keep(self._pictures, self._views)
+        return self.features
+
+    def _ready(self) -> tuple[np.ndarray, Frame, ImageFeatures]:
+        features = self._encoded()
         if self.image is None or self.frame is None:
             raise ImageError(
                 f"{len(self._views)} images are set; give predict_batch a list of prompts for "
                 "each, or call set_image for one"
             )
-        return self.image, self.frame, self.features
+        return self.image, self.frame, features
 
     # Decoding. Prompts are in picture pixels; a "view" is the whole picture or a crop of it.
 
@@ -380,7 +402,7 @@ class ZimPredictor:
         low = _room((len(asked), count, side, side), self.device)
         iou = _room((len(asked), count), self.device)
         # what is made in here cannot be used with gradients or written to; the results can
-        with torch.inference_mode(), _as_loaded(self.model):
+        with torch.inference_mode(), as_loaded(self.model):
             self._fill(asked, tokens, logits, [row for some in full for row in some], low, iou)
         sizes = [len(some) for some in prompts]
         return list(zip(full, iou.split(sizes), low.split(sizes), strict=True))
@@ -551,7 +573,7 @@ class ZimPredictor:
 
 
 @contextlib.contextmanager
-def _as_loaded(model: ZimNetwork) -> Iterator[None]:
+def as_loaded(model: ZimNetwork) -> Iterator[None]:
     """Compute in evaluation mode, and a model in half precision without the caller's autocast."""
     modes = [(m, m.training) for m in model.modules()] if model.training else []
     if modes:

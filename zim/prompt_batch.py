@@ -167,5 +167,7 @@ def _without_padding(points: Any, labels: Any) -> tuple[Any, Any]:
 def _shape(value: Any, name: str) -> tuple[int, ...]:
     try:
         return tuple(np.shape(value))
-    except ValueError as error:
-        raise PromptError(f"{name}: rows of different lengths; expected numbers in rows") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # a list of tensors may be no array
+        raise PromptError(
+            f"{name}: rows of different lengths or no numbers; expected numbers in rows"
+        ) from error

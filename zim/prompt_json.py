@@ -88,10 +88,10 @@ def read_entry(entry: Any, where: str, folder: Path = _HERE) -> ObjectPrompt:
         known = ", ".join(map(repr, KEYS))
         raise PromptError(f"{where}: unknown key {unknown[0]!r}; expected {known}")
     points: list[Point] = []
-    raw_points = values.get("point") or []
-    if not isinstance(raw_points, list):
+    raw_points = values.get("point")
+    if not isinstance(raw_points, list | None):
         raise PromptError(f"{where}: 'point' is {shorten(raw_points)}; expected [[x,y,label],...]")
-    for raw in cast("list[Any]", raw_points):
+    for raw in cast("list[Any]", raw_points or []):
         numbers = _finite(raw)
         if numbers is None or len(numbers) not in (2, 3):
             raise PromptError(
@@ -108,13 +108,14 @@ def read_entry(entry: Any, where: str, folder: Path = _HERE) -> ObjectPrompt:
         numbers = _finite(values["bbox"])
         if numbers is None or len(numbers) != 4:
             raise PromptError(
-                f"{where}: bbox {shorten(values['bbox'])} is not finite [x0, y0, x1, y1]"
+                f"{where}: bbox {shorten(values['bbox'])} is not four numbers "
+                "[x0, y0, x1, y1], or they are not finite"
             )
         box = (numbers[0], numbers[1], numbers[2], numbers[3])
     scribble, mask = values.get("scribble"), values.get("mask")
-    if not isinstance(scribble, str | list | None):
+    if not isinstance(scribble, str | list | None) or scribble == "":
         raise PromptError(f"{where}: scribble {shorten(scribble)} is neither a file nor strokes")
-    if not isinstance(mask, str | None):
+    if not isinstance(mask, str | None) or mask == "":
         raise PromptError(f"{where}: mask {shorten(mask)} is not the name of a file")
     if isinstance(scribble, str):
         scribble = str(folder / scribble)

@@ -185,6 +185,11 @@ def check_box(box: Any, size: tuple[int, int]) -> np.ndarray:
 def check_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """Return a mask as float32 H x W in [0, 1], or raise PromptError."""
     values = _array(mask, "the mask")
+    if not values.ndim:
+        raise PromptError(
+            f"the mask is a {type(mask).__name__}; expected H x W values (zim.images.read_mask "
+            "reads them from files)"
+        )
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values.squeeze(0 if values.shape[0] == 1 else 2)
     if values.shape != size:

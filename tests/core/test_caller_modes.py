@@ -82,6 +82,33 @@ def test_training_mode_is_left_for_the_answer_and_comes_back() -> None:
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
 
 
+def test_a_search_leaves_training_mode_and_statistics_alone() -> None:
+    model = tiny_model(TINY_NANO)
+    generator = zim.ZimAutomaticMaskGenerator(
+        model, 2, pred_iou_thresh=0, stability_score_thresh=0, outline_contrast_thresh=0
+    )
+    wanted = [(r["predicted_iou"], r["bbox"]) for r in generator.generate(RGB)]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    assert [(r["predicted_iou"], r["bbox"]) for r in generator.generate(RGB)] == wanted
+    assert model.training
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    half = zim.ZimAutomaticMaskGenerator(model.to(torch.bfloat16), 2)
+    with torch.autocast("cpu", torch.float16):  # two half types do not mix
+        half.generate(RGB)
+
+
+def test_a_model_may_be_converted_while_a_picture_is_set() -> None:
+    model = tiny_model(TINY_NANO)
+    predictor = zim.ZimPredictor(model)
+    answers(predictor)
+    model.to(torch.bfloat16)
+    found = predictor.predict_batch(ASKED)
+    assert predictor.get_image_embedding().dtype == torch.bfloat16
+    alike(found, answers(predictor))
+
+
 def test_results_are_ordinary_tensors() -> None:
     predictor = zim.ZimPredictor(tiny_model(TINY_NANO))
     predictor.set_image(RGB)

@@ -116,6 +116,18 @@ def test_run_lengths(
     assert not list((out / "photo").glob("*.*"))
 
 
+def test_run_lengths_of_an_earlier_run_go_with_it(
+    model: str, photo: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Run(capsys, model, photo, "--output", out, "--rle").code == 0
+    assert (out / "photo.json").is_file()
+    assert Run(capsys, model, photo, "--output", out, "--overwrite").code == 0
+    assert not (out / "photo.json").exists()
+    (out / "photo.json").write_text('[{"label": "cat"}]')  # somebody's own
+    assert Run(capsys, model, photo, "--output", out, "--overwrite").code == 0
+    assert (out / "photo.json").is_file()
+
+
 def test_json_of_one_image(
     model: str, photo: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -512,6 +512,13 @@ def test_a_name_that_is_too_long_stops_no_other(
     assert len(files(tmp_path / "out")) == 2
 
 
+def test_a_seed_that_torch_cannot_take_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], photo: Path
+) -> None:
+    assert main(["matte", str(photo), "--seed", str(2**64)]) == 2
+    assert "is no seed; expected less than 2**64" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("", "is a folder; give its pictures"), ("gone.png", "does not exist")]
 )

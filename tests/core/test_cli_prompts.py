@@ -167,6 +167,10 @@ def test_a_list_is_one_object_each(tmp_path: Path) -> None:
         {"point": [[1, "2"]]},
         {"point": [[1, 2, 5]]},
         {"point": {"x": 1}},
+        {"point": {}},
+        {"points": ""},
+        {"mask": ""},
+        {"scribble": ""},
         {"point": [[float("nan"), 2]]},
         {"bbox": [1, 2, 3]},
         {"bbox": [1, 2, 3, True]},
@@ -175,6 +179,12 @@ def test_a_list_is_one_object_each(tmp_path: Path) -> None:
 def test_a_malformed_file_is_refused_by_name(tmp_path: Path, data: object) -> None:
     with pytest.raises(PromptError, match=r"prompts\.json"):
         read_prompts(written(tmp_path, data))
+
+
+@pytest.mark.parametrize("box", [[], [1, 2], [1, 2, 3, 4, 5], [1, 2, 3, "4"], "1,2,3,4"])
+def test_a_box_is_four_numbers(tmp_path: Path, box: object) -> None:
+    with pytest.raises(PromptError, match=r"object 1: bbox .* is not four numbers"):
+        read_prompts(written(tmp_path, {"box": box}))
 
 
 def test_a_file_that_is_not_json_is_refused_by_name(tmp_path: Path) -> None:

@@ -40,6 +40,28 @@ def _png(width, height, depth, colour_type, rows=b""):
     return b"\x89PNG\r\n\x1a\n" + data
 
 
+def _tiff(planes, compression=1, photometric=2):
+    """A 16-bit TIFF with a strip for every plane h x w, assembled by hand as well."""
+    strips = [plane.astype("<u2").tobytes() for plane in planes]
+    if compression == 8:
+        strips = [zlib.compress(strip) for strip in strips]
+    count, (height, width) = len(strips), planes[0].shape
+    starts = [8 + sum(map(len, strips[:k])) for k in range(count)]
+    tags = {256: [width], 257: [height], 258: [16] * count, 259: [compression], 262: [photometric]}
+    tags |= {273: starts, 277: [count], 278: [height], 279: list(map(len, strips))}
+    tags |= {284: [2 if count > 1 else 1]}
+    end = 8 + sum(map(len, strips))
+    far = end + 2 + 12 * len(tags) + 4
+    entries, beyond = b"", b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, beyond = struct.pack("<I", far + len(beyond)), beyond + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    head = b"II*\0" + struct.pack("<I", end) + b"".join(strips)
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4) + beyond
+
+
 def _one_line(caught):
     text = str(caught.value)
     assert "\n" not in text
@@ -179,6 +201,22 @@ def test_16_bit_grey_is_scaled_not_clipped(kind):
         load_image(data).rgb[..., 0], [[0, 0, 1, 1], [128, 254, 255, 255]]
     )
     np.testing.assert_allclose(read_alpha(data), deep / 65535, rtol=1e-6)
+
+
+def test_16_bit_grey_may_begin_at_white():
+    deep = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
+    for photometric, want in ((1, deep), (0, 65535 - deep)):
+        data = _tiff([deep], photometric=photometric)
+        np.testing.assert_allclose(read_alpha(data), want / 65535, rtol=1e-6)
+
+
+def test_16_bit_colour_in_planes_is_right_or_refused():
+    deep = RNG.integers(0, 65536, (3, 5, 7), dtype=np.uint16)
+    got = load_image(_tiff(deep, compression=8)).rgb  # of which Pillow keeps the upper 8 bits
+    np.testing.assert_array_equal(got, (deep >> 8).transpose(1, 2, 0))
+    for source in (_tiff(deep), Image.open(io.BytesIO(_tiff(deep)))):
+        with pytest.raises(ImageError, match="plane by plane"):
+            load_image(source)
 
 
 def test_16_bit_grey_with_alpha():

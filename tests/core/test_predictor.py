@@ -193,6 +193,14 @@ def test_set_torch_image_takes_a_scaled_picture() -> None:
     np.testing.assert_array_equal(got, predictor.predict(POINT, ONE)[0])
     with pytest.raises(ImageError, match="expected 1 x 3 x 48 x 64"):
         predictor.set_torch_image(torch.zeros(1, 3, 10, 10), (96, 128))
+    sizes: list[Any] = [(0, 0), (-96, 128), (96.5, 128), (96,), (96, 128, 3), None]
+    for size in sizes:
+        with pytest.raises(ImageError, match="expected \\(height, width\\)"):
+            predictor.set_torch_image(torch.zeros(1, 3, 48, 64), size)
+    array: Any = np.zeros((1, 3, 48, 64))
+    with pytest.raises(ImageError, match="ndarray was given; expected a tensor"):
+        predictor.set_torch_image(array, (96, 128))
+    assert predictor.is_image_set
 
 
 def test_asking_without_an_image_says_so() -> None:
@@ -289,6 +297,7 @@ def test_bad_batches_are_refused_in_one_line(
     [
         {"box": [[1, 2, 3, 4], [5, 6]]},
         {"point_coords": [[1, 2], [3]], "point_labels": [1, 1]},
+        {"box": [torch.ones(4, requires_grad=True)]},
         {"mask_input": "x"},
         {"mask_input": np.zeros((1, 0, 0))},
         {"point_coords": np.ones((2, 1, 2)), "point_labels": np.ones((3, 1))},

@@ -80,6 +80,7 @@ def test_a_mask_alone_brings_its_box() -> None:
         ({"box": (np.nan, 5, 8, 9)}, "NaN"),
         ({"mask": np.zeros((5, 5))}, "expected the picture's 100 x 200"),
         ({"mask": np.zeros(SIZE)}, "empty"),
+        ({"mask": "mask.png"}, "the mask is a str; expected H x W values .*read_mask"),
         ({"mask": np.full(SIZE, 3.0)}, "expected 0 to 1"),
         ({"scribble": np.zeros(SIZE)}, "empty"),
         ({"scribble": [[1, 2, 3]]}, "stroke has shape"),

@@ -191,6 +191,16 @@ def test_a_file_that_is_not_sam_is_refused(tmp_path: Path) -> None:
         load_sam(model, tmp_path / "missing.pth")
 
 
+def test_a_pickled_module_is_refused_without_pytorchs_advice(tmp_path: Path) -> None:
+    path = tmp_path / "module.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(
+        CheckpointError, match="it holds more than tensors, or is damaged"
+    ) as caught:
+        store.read_state(path)
+    assert str(caught.value).isprintable()
+
+
 def test_every_registry_row_states_its_licence_and_source() -> None:
     for row in REGISTRY.values():
         assert row.licence

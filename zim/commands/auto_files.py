@@ -144,6 +144,9 @@ def _move_in(target: Target, new: Path) -> None:
             if re.fullmatch(r"\d+\.png", old.name):
                 old.unlink()
         (target.folder / TABLE).unlink(missing_ok=True)
+        runs = target.output / f"{target.stem}.json"
+        if not target.rle and _is_ours(runs):
+            runs.unlink()
         for file in sorted((new / target.stem).rglob("*"), key=lambda f: f.name == TABLE):
             if file.is_file():
                 place = target.folder / file.relative_to(new / target.stem)
@@ -154,6 +157,16 @@ def _move_in(target: Target, new: Path) -> None:
     for file in (target.overlay, target.table):
         if (new / file.name).exists():
             (new / file.name).replace(file)
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is what ``--rle`` writes, and not somebody's of the same name."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    listed = isinstance(rows, list) and bool(rows)
+    return listed and all(isinstance(row, dict) and "alpha_file" in row for row in rows)
 
 
 def _plain(record: Any) -> dict[str, Any]:

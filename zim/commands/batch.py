@@ -36,11 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--format",
         action=Names,
         each=one_of(FORMATS[:3]),
-        default=("alpha",),
         metavar="KIND",
         help=f"any of {', '.join(FORMATS[:3])} [alpha]; files are <name>.<kind>.png",
     )
-    parser.add_argument("--background", default="white", metavar="COLOUR|FILE", help="[white]")
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR|FILE",
+        help="what a composite is put on; given alone it adds one [white]",
+    )
     parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="depth [8]")
     parser.add_argument(
         "--foreground", choices=("ml", "none"), default="ml", help="as in zim matte [ml]"
@@ -64,12 +67,17 @@ def run(args: argparse.Namespace) -> Report:
         raise UsageError("--output DIR is needed: mattes and the state of the work go there")
     if args.skip_existing:
         raise UsageError("--skip-existing: finished shards are always kept; leave it out")
+    if args.background is not None and args.format and "composite" not in args.format:
+        raise UsageError("--background is for --format composite; add it or leave out --format")
+    usual = ("alpha",) if args.background is None else ("alpha", "composite")
+    formats, background = args.format or usual, args.background or "white"
     output = output_folder(args.output)
     report = Report(model=args.model, outputs={"folder": str(output)})
     args.threads = args.threads or 1
     with timed(report.seconds, "start"):
         apply_runtime(args)
         from zim import batch
+        from zim.commands.session import Look
         from zim.pools import rank_and_world
         from zim.weights.names import weights_hash
 
@@ -80,13 +88,14 @@ def run(args: argparse.Namespace) -> Report:
                 "taken for pictures the next time; give another, or one inside it"
             )
         rows = batch.read_rows(source)
+        Look(args.bits, args.foreground, background).check()
         recipe = batch.Recipe(
             model=args.model,
             weights=weights_hash(args.model),
-            formats=args.format,
+            formats=formats,
             bits=args.bits,
             foreground=args.foreground,
-            background=args.background,
+            background=background,
             shard_size=args.shard_size,
             device=args.device,
             dtype=args.dtype,

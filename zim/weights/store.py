@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import socket
 import urllib.request
 from pathlib import Path
@@ -166,6 +167,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except pickle.UnpicklingError as error:  # torch says in colours how to load what is not safe
+        raise CheckpointError(
+            f"{path}: not a PyTorch checkpoint (it holds more than tensors, or is damaged); save "
+            "the model's state_dict()"
+        ) from error
     except Exception as error:  # torch.load raises many types on foreign or broken files
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
         raise CheckpointError(f"{path}: not a PyTorch checkpoint ({reason})") from error
