@@ -112,6 +112,17 @@ def test_objects_of_the_true_layout(coco: Path) -> None:
     assert some == read_coco(coco, Filter(), limit=2, seed=3)[0]
 
 
+def test_a_box_that_is_no_numbers_is_left_out(coco: Path) -> None:
+    path = coco / "annotations" / "instances_val2017.json"
+    data = json.loads(path.read_text())
+    data["annotations"][0]["bbox"][0] = float("nan")
+    data["annotations"][1]["bbox"][2] = float("inf")
+    path.write_text(json.dumps(data))
+    targets, _, skipped = read_coco(coco, Filter(0, 0, 1))
+    assert not {1, 2} & {target.key for target in targets}
+    assert skipped["box without numbers"] == 2
+
+
 def test_polygons_agree_with_cocos_tools_to_the_pixel() -> None:
     mask_tools = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
@@ -327,6 +338,31 @@ def test_bad_pictures_and_models_do_not_stop_the_rest(
     assert [row["key"] for row in evaluate.read_results(output)] == [11, 12]
     assert "no/such: not run" in captured.err
     assert len(json.loads(captured.out)["items"]) == 2
+
+
+def test_an_object_of_few_pixels_is_clicked_on_each_and_one_of_none_is_left_out(
+    coco: Path, tiny_clip: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = coco / "annotations" / "instances_val2017.json"
+    data = json.loads(path.read_text())
+    dot = data["annotations"][0] | {"bbox": [30, 30, 3, 2], "area": 6}
+    dot["segmentation"] = [[30.0, 30.0, 33.0, 30.0, 33.0, 32.0, 30.0, 32.0]]
+    line = dot | {"bbox": [30, 30, 3, 1], "segmentation": [[30.0, 30.1, 33.0, 30.1, 33.0, 30.2]]}
+    data["annotations"] = [dot | {"id": 1}, line | {"id": 2}]
+    path.write_text(json.dumps(data))
+    output = tmp_path / "out"
+    for _ in range(2):  # and again when everything is scored
+        assert main(words(coco, tiny_clip, output, "--all", "--models", "coco,grabcut")) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["left_out"] == {"mask without a pixel": 1}
+        assert report["items"] == []
+        rows = evaluate.read_results(output)
+        assert [(row["model"], row["key"]) for row in rows] == [("coco", 1), ("grabcut", 1)]
+        clicks = sorted([x, y] for x, y in rows[0]["points"])
+        assert clicks == [[x, y] for x in (30, 31, 32) for y in (30, 31)]
+    text = (output / "tables.md").read_text()
+    assert "fewer than 10 pixels is clicked on each" in text
+    assert "Left out: 1 mask without a pixel." in text
 
 
 @pytest.mark.parametrize(

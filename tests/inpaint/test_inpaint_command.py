@@ -18,7 +18,7 @@ from zim_inpaint import backends, flags
 from zim_inpaint import picture as picture_module
 from zim_inpaint.api import MODES
 from zim_inpaint.cli import main
-from zim_inpaint.picture import Picture, is_deep
+from zim_inpaint.picture import Picture, encode_picture, is_deep, read_picture
 from zim_inpaint.transparency import repaired
 
 SIZE = (96, 128)
@@ -225,6 +225,21 @@ def test_profile_exif_resolution_and_transparency_survive(
     assert (out[:20, :20, :3] == IMAGE[:20, :20]).all()
 
 
+@pytest.mark.parametrize("dpi", [None, (240, 240)])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+def test_a_tiff_has_the_resolution_that_it_states_or_none(
+    tmp_path: Path, dpi: tuple[int, int] | None, suffix: str
+) -> None:
+    source, target = tmp_path / "in.tif", tmp_path / f"out{suffix}"
+    stated: dict[str, Any] = {"dpi": dpi} if dpi else {}
+    Image.fromarray(IMAGE).save(source, **stated)
+    assert read_picture(str(source)).dpi == dpi
+    target.write_bytes(encode_picture(IMAGE, read_picture(str(source)), suffix))
+    with Image.open(target) as image:
+        found = image.info.get("dpi") if suffix != ".tif" or 282 in image.getexif() else None
+    assert found == (pytest.approx(dpi, abs=0.1) if dpi else None)
+
+
 def test_a_wide_gamut_file_keeps_its_values_and_its_profile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +262,26 @@ def test_a_wide_gamut_file_keeps_its_values_and_its_profile(
     with Image.open(target) as image:
         assert image.info["icc_profile"] == bytes(profile)
         assert (np.array(image)[:20, :20] == IMAGE[:20, :20]).all()
+
+
+@pytest.mark.parametrize("backend", ["telea", "patchmatch"])
+def test_colours_that_nobody_sees_are_not_continued(tmp_path: Path, backend: str) -> None:
+    """A blue sheet, transparent around it where the file says green, and something across it."""
+    picture = np.full((*SIZE, 4), (0, 255, 0, 0), np.uint8)
+    picture[20:, :] = (60, 90, 200, 255)
+    alpha = np.zeros(SIZE, np.uint8)
+    alpha[5:40, 50:80] = 255
+    source, matte, target = (tmp_path / f"{name}.png" for name in ("in", "m", "out"))
+    Image.fromarray(picture).save(source)
+    Image.fromarray(alpha).save(matte)
+    words = ["--image", str(source), "--matte", str(matte), "--backend", backend]
+    assert main([*words, "-o", str(target)]) == 0
+    out = np.array(Image.open(target)).astype(int)
+    seen = out[..., 3] > 0
+    assert np.abs(out[seen][:, :3] - (60, 90, 200)).max() < 8
+    far = np.ones(SIZE, bool)
+    far[:60, 30:100] = False
+    assert (out[far] == picture[far]).all()  # hidden or not
 
 
 def test_transparency_goes_with_what_it_belongs_to(tmp_path: Path) -> None:
@@ -402,6 +437,7 @@ def test_a_picture_without_its_flag_is_told_the_flag(
         ),
         (["--points", "64,48", "--backend", "lama"], 1, "206 MB, Apache-2.0"),
         (["--points", "64,48", "--grow", "wide"], 2, "auto or a whole number"),
+        (["--points", "64,48", "--grow", "-1"], 2, "'-1' is not auto or a whole number"),
         (["--points", "64,48", "--matte", "m.png"], 2, "used as it is"),
         (["--points", "64,48", "--colour", "red"], 2, "unknown option --colour"),
         (["--object", "red", "cup"], 2, "cup stands behind no flag; give pictures with --image"),

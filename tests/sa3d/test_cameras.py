@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from PIL import Image
 from zim.errors import ConfigError, ZimError
 from zim.output import save_rgb
 from zim_sa3d.cameras import Camera, look_at
+from zim_sa3d.export import looking_ways
 from zim_sa3d.readers import find_scene, prepare, read_llff, read_transforms
 from zim_sa3d.scene import Scene, View
 from zim_sa3d.space import Space, from_dict
+from zim_sa3d.synthetic import orbit, render
 
 PICTURE = np.full((30, 40, 3), 90, np.uint8)
 
@@ -112,6 +115,15 @@ def test_what_transforms_say_of_the_lens_is_taken(tmp_path, forward):
         read_transforms(capture(tmp_path / "c", forward, files, zim_sa3d=5))
 
 
+def test_a_frame_that_is_no_pose_is_named(tmp_path, forward):
+    folder = capture(tmp_path / "a", forward, [f"{k}.png" for k in range(5)])
+    data = json.loads((folder / "transforms.json").read_text())
+    data["frames"][3]["transform_matrix"][0][3] = float("nan")
+    (folder / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"transforms.json: 3.png: .*finite numbers"):
+        read_transforms(folder)
+
+
 def test_prepare_makes_pictures_smaller_and_is_read_back(tmp_path, forward):
     folder = llff_folder(tmp_path / "mine", forward)
     made = prepare(str(folder), tmp_path / "out", factor=2)
@@ -167,9 +179,48 @@ def capture(folder: Path, cameras: list[Camera], files: list[str], **about: obje
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         save_rgb(folder / file, PICTURE)
         frames.append({"file_path": file, "transform_matrix": camera.c2w.tolist()})
-    data = {"fl_x": cameras[0].fx, "w": 40, "h": 30, **about, "frames": frames}
+    data = {"fl_x": cameras[0].fx if cameras else 1.0, "w": 40, "h": 30, **about, "frames": frames}
     (folder / "transforms.json").write_text(json.dumps(data))
     return folder
+
+
+@pytest.mark.parametrize(("k1", "factor"), [(0.35, 2), (-0.2, 1)])
+def test_straightened_pictures_show_what_their_cameras_see_up_to_the_rim(tmp_path, k1, factor):
+    """A table photographed through a lens with bulging or hollow edges, by OpenCV's own model."""
+    cameras = [replace(c, cx=c.cx + 2, cy=c.cy - 1) for c in orbit(3, 64)]
+    folder = capture(tmp_path / "mine", [], [], k1=k1)
+    data = json.loads((folder / "transforms.json").read_text())
+    for k, camera in enumerate(cameras):
+        # a pixel of the photograph shows what a pinhole shows where the lens is straightened
+        matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+        pixels = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
+        at = cv2.undistortPoints(
+            pixels.reshape(-1, 1, 2), matrix, np.array([k1, 0, 0, 0]), None, None, matrix
+        ).reshape(64, 64, 2)
+        wide = replace(
+            camera.resized(128, 128),
+            cx=2 * camera.cx + 32,
+            cy=2 * camera.cy + 32,
+            width=192,
+            height=192,
+        )
+        rgb, _ = render(wide)
+        x, y = cv2.split((at * 2 + 31.5).astype(np.float32))
+        photo = cv2.remap(rgb, x, y, cv2.INTER_AREA)
+        save_rgb(folder / f"{k}.png", np.asarray(photo, np.uint8))
+        frame = {"file_path": f"{k}.png", "transform_matrix": camera.c2w.tolist()}
+        data["frames"].append(frame | {"fl_x": camera.fx, "cx": camera.cx, "cy": camera.cy})
+    (folder / "transforms.json").write_text(json.dumps(data | {"w": 64, "h": 64}))
+    scene = prepare(str(folder), tmp_path / "run", factor=factor)
+    for view in scene.views:
+        got, truth = view.rgb().astype(int), render(view.camera)[0].astype(int)
+        rim = np.ones(got.shape[:2], bool)
+        rim[2:-2, 2:-2] = False
+        assert np.abs(got - truth)[rim].mean() < 12
+        assert np.abs(got - truth).mean() < 12
+        assert (view.camera.width, view.camera.height) == (64 // factor, 64 // factor)
+    same = np.isclose(scene.views[0].camera.fx, cameras[0].fx / factor)
+    assert same == (k1 < 0)  # nothing is cut off where nothing is missing
 
 
 @pytest.mark.parametrize("above", ["", "../"])
@@ -206,6 +257,40 @@ def test_every_frame_of_space_is_undone_exactly(kind):
         assert grid.abs().max() < 1
     torch.testing.assert_close(space.to_scene(grid), points, rtol=2e-3, atol=2e-3)
     assert from_dict(json.loads(json.dumps(space.to_dict()))) == space
+
+
+def turned(camera: Camera, turn: np.ndarray) -> View:
+    """Return the view of a camera in a world that is turned about its origin."""
+    return View(str(camera.position), camera.moved(np.c_[turn, np.zeros(3)], 1.0), Path("x.png"))
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), np.eye(3)[[0, 2, 1]] * [[1], [1], [-1]]])
+def test_the_turntable_turns_about_what_was_up_in_the_pictures(turn):
+    scene = Scene("s", tuple(turned(camera, turn) for camera in orbit(24, 16)))
+    up, ways = looking_ways(scene, np.zeros(3), 8)
+    assert up @ turn[:, 2] > 0.99
+    np.testing.assert_allclose(ways @ up, 0.45)
+    np.testing.assert_allclose(ways.sum(0), 8 * 0.45 * up, atol=1e-9)
+    assert np.linalg.matrix_rank(ways, tol=0.1) == 3
+    ways = [(1, 0, 0), (0, 1, 0), (-1, 0, 0), (0, -1, 0)]  # all look straight down
+    down = [
+        look_at((0.1 * k, 0, 3), (0.1 * k, 0, 0), way, size=(9, 9), fov=50)
+        for k, way in enumerate(ways)
+    ]
+    up, _ = looking_ways(Scene("s", tuple(turned(c, turn) for c in down)), np.zeros(3), 8)
+    assert up @ turn[:, 2] > 0.99
+
+
+def test_the_turntable_of_a_forward_scene_swings_where_its_cameras_stood(forward):
+    views = tuple(View(str(k), camera, Path("x.png")) for k, camera in enumerate(forward))
+    middle = np.array([0.0, 0.1, -4.0])
+    up, ways = looking_ways(Scene("s", views, "forward"), middle, 24)
+    np.testing.assert_allclose(up, [0, 1, 0], atol=0.05)
+    np.testing.assert_allclose(np.linalg.norm(ways, axis=1), 1)
+    across = np.degrees(np.arctan2(ways[:, 0], ways[:, 2]))
+    widest = np.degrees(np.arctan2(0.4, 4))  # cameras stand 0.4 to either side, 4 in front
+    np.testing.assert_allclose([across.min(), across.max()], [-widest, widest], atol=0.2)
+    assert np.abs(across[12]) < 0.2
 
 
 @pytest.mark.parametrize("shift", [0, 9])

@@ -160,6 +160,17 @@ def test_views_of_several_folders_keep_their_numbers(tmp_path):
     assert [v.name for v in made.views] == [v.name for v in again.views]
 
 
+def test_a_picture_whose_pose_is_none_is_named(tmp_path):
+    folder = model(tmp_path / "desk", binary=False)
+    path = folder / "sparse" / "0" / "images.txt"
+    rows = [row.split(" ") for row in path.read_text().splitlines()]
+    number = next(k for k, row in enumerate(rows) if row[-1] == "b2.png")
+    rows[number][1:5] = "0000"
+    path.write_text("\n".join(" ".join(row) for row in rows) + "\n")
+    with pytest.raises(ConfigError, match=r"sparse/0: b2.png: .*finite numbers"):
+        read_colmap(folder)
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     folder = model(tmp_path / "desk", binary=False)
     plain = read_colmap(folder)
@@ -179,7 +190,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     [
         ("nan", "a PINHOLE camera of nan 52 31 23; expected finite numbers"),
         ("inf", "a PINHOLE camera of inf 52 31 23; expected finite numbers"),
-        ("0", "a camera of focal length 0, 52 .*focal lengths above 0"),
+        ("0", "b0.png: a camera of focal length 0, 52 .*focal lengths above 0"),
     ],
 )
 def test_a_focal_length_that_is_none_is_refused(tmp_path, monkeypatch, binary, number, said):

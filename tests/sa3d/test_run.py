@@ -168,7 +168,10 @@ def test_an_empty_field_is_an_error_that_says_so(folder):
     [
         (["--object", "chair"], 2, "expected one of ball"),
         (["--view", "99"], 1, "no view '99'"),
+        (["--view", "-1"], 1, "no view '-1'"),
         (["--prompts", "/nowhere.json"], 1, "No such file"),
+        (["--prompts", "p.json", "--points", "3,3"], 2, "leave out --points, or --prompts"),
+        (["--prompts", "p.json", "--view", "0"], 2, "leave out --view, or --prompts"),
         (["--points", "3"], 2, "not X,Y"),
         (["--binarize", "5"], 2, "not a number from 0 to 1"),
         (["--penalty", "nan"], 2, "'nan' is not a number of at least 0"),
@@ -217,6 +220,13 @@ def test_prompt_files_are_checked_before_anything_is_trained(tmp_path, capsys, d
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["scene"]
 
 
+def test_rendering_what_was_never_segmented_trains_nothing(tmp_path, capsys):
+    synthetic_scene(tmp_path / "scene", size=16, views=3)
+    assert main(["render", "-o", str(tmp_path)]) == 1
+    assert "mask_grid.npz does not exist; run zim-sa3d segment first" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["scene"]
+
+
 def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
     out = tmp_path / "o"
     code = main(["--scene", "synthetic", "--output", str(out), "--model", "vit_b"])
@@ -249,6 +259,56 @@ def test_a_run_folder_knows_its_scene(folder, tmp_path, capsys):
     assert main(["train", "--overwrite", *words]) == 2
     assert "name it with --scene" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_that_say_other_than_the_folder_holds_are_told(tmp_path, capsys):
+    """Nothing is done: neither with what was given nor, silently, with what is there."""
+    here, other, run = tmp_path / "here" / "desk", tmp_path / "other" / "desk", tmp_path / "run"
+    for folder in (here, other):
+        synthetic_scene(folder, size=24, views=4)
+    words = ["train", "-o", str(run)]
+    made = [*words, "--scene", str(here), "--factor", "2", "--steps", "3", "--backend", "grid"]
+    assert main(made) == 0
+    (here.parent / "link").symlink_to(here)
+    capsys.readouterr()
+    scene = ["--scene", str(here)]
+    for same in (
+        made,
+        words,
+        [*words, *scene],
+        ["prepare", "-o", str(run), *scene, "--steps", "3"],
+    ):
+        assert main(same) == 0
+    assert main([*words, "--scene", str(here.parent / "link"), "--backend", "auto"]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "now" not in capsys.readouterr().err
+    for flags, was in (
+        (["--scene", str(other)], f"--scene {here}, now --scene {other}"),
+        (["--scene", "synthetic"], f"--scene {here}, now --scene synthetic"),
+        (["--factor", "4"], "--factor 2, now --factor 4"),
+        (["--steps", "5"], "--steps 3, now --steps 5"),
+        (["--backend", "nerfstudio"], "--backend grid, now --backend nerfstudio"),
+        (["--load-config", "c.yml"], "no --load-config, now --load-config "),
+    ):
+        for command in (["train"], ["segment", "--points", "5,5"], ["render"], ["prepare"], []):
+            assert main([*command, "-o", str(run), "--model", "grabcut", *flags]) == 2
+            error = capsys.readouterr().err
+            assert was in error
+            assert "another --output, or" in error
+            assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main([*words, "--scene", str(other), "--steps", "5", "--overwrite"]) == 0
+    here.rename(tmp_path / "gone")  # a scene is not needed any more once it is prepared
+    other.rename(tmp_path / "desk")
+    assert main([*words, "--scene", "desk", "--data", str(tmp_path), "--steps", "5"]) == 0
+
+
+def test_the_built_in_scene_has_one_size(tmp_path, capsys):
+    assert main(["prepare", "--scene", "synthetic", "--factor", "2", "-o", str(tmp_path)]) == 2
+    assert "--factor: the built-in scene has one size" in capsys.readouterr().err
+    synthetic_scene(tmp_path / "scene", size=16, views=3)
+    assert main(["prepare", "--factor", "2", "-o", str(tmp_path)]) == 2
+    assert "no --factor, now --factor 2 is given" in capsys.readouterr().err
 
 
 def test_a_free_click_is_not_measured_against_an_object(folder, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zim.errors import ImageError, ZimError, reason
+from zim.errors import ImageError, reason
 from zim.rle import decode_rle
 
 #: COCO draws polygons on a grid this many times finer than the pixels
@@ -40,6 +40,8 @@ class Filter:
         if annotation.get("iscrowd"):
             return "crowd"
         _, _, wide, high = annotation["bbox"]
+        if not np.isfinite(annotation["bbox"]).all():  # json takes NaN for a number
+            return "box without numbers"
         if min(wide, high) < max(1, self.min_side):
             return "box too small"
         if annotation.get("area", 0) < self.min_area:
@@ -160,18 +162,14 @@ def draw_points(mask: Mask, key: int, count: int, seed: int) -> NDArray[np.float
     Args:
         mask: H x W bool.
         key: the annotation's id, which gives every object its own draw.
-        count: how many.
+        count: how many; all pixels of a mask that has fewer.
         seed: of the benchmark.
 
     Returns:
-        ``count`` x 2 (x, y) float32, the pixels' centres: whole numbers (:mod:`zim.prompts`).
-
-    Raises:
-        ZimError: the mask has fewer pixels.
+        N x 2 (x, y) float32, the pixels' centres: whole numbers (:mod:`zim.prompts`).
     """
     ys, xs = np.nonzero(mask)
-    if len(ys) < count:
-        raise ZimError(f"the mask has {len(ys)} pixels, too few for {count} points")
+    count = min(count, len(ys))
     chosen = np.random.default_rng((seed, key)).choice(len(ys), count, replace=False)
     return np.stack([xs[chosen], ys[chosen]], axis=1).astype(np.float32)
 

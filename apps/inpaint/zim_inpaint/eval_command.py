@@ -169,6 +169,8 @@ def run(args: argparse.Namespace) -> Report:
             pictures=args.sheet,
             weights=hashes,
         )
+    if failures.empty:
+        skipped["mask without a pixel"] = len(failures.empty)
     with timed(report.seconds, "write"):
         _write(args, report, output, targets, hashes, settings, skipped, failures)
     return report
@@ -246,6 +248,7 @@ def _protocol(args: argparse.Namespace, settings: Settings, skipped: Counter[str
         f"{args.clip_rule}. `truth_seen`: only objects whose class CLIP sees in the source. "
         "A larger mask tends to raise every measure, so mask area stands beside. "
         "`refused`: no usable mask, scored as an unchanged picture. "
+        f"An object of fewer than {settings.points} pixels is clicked on each of them. "
         "One object is removed at a time.\n\n"
         f"Choices: {stated}. {_skipped(skipped)}\n"
     )

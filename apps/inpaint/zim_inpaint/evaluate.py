@@ -80,10 +80,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Failures:
-    """What did not run: models by name and pictures by object, each with the reason."""
+    """What did not run: models by name and pictures by object, each with the reason.
+
+    Apart from these, the objects whose mask is too thin to hold a pixel: no click can be on them.
+    """
 
     models: dict[str, str]
     objects: dict[str, str]
+    empty: set[int]
 
 
 def evaluate(
@@ -117,7 +121,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     check_settings(output, asdict(settings) | {"objects": len(targets), "clicks": "pixel centres"})
     shown = {target.key for target in targets[:pictures]}
-    failures = Failures({}, {})
+    failures = Failures({}, {}, set())
     hashes = weights or {}
     done = {
         (row["model"], row["key"])
@@ -134,7 +138,7 @@ def evaluate(
             except ZimError as error:
                 failures.models[name] = one_line(error)
                 continue
-            for target, image, alpha, row in _removals(model, todo, settings, failures.objects):
+            for target, image, alpha, row in _removals(model, todo, settings, failures):
                 result = _remove(image, alpha, settings, filler, row)
                 crops = [
                     crop(x, target.box, settings.region, settings.square) for x in (image, result)
@@ -167,7 +171,7 @@ def _removals(
     model: Segmenter | None,
     targets: Sequence[Target],
     settings: Settings,
-    failed: dict[str, str],
+    failures: Failures,
 ) -> Iterator[tuple[Target, NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]]:
     """Yield object, picture, matte and the beginning of its row; each picture is read once."""
     path, image = None, np.zeros((0, 0, 3), np.uint8)
@@ -182,12 +186,15 @@ def _removals(
             if image.shape[:2] != target.size:
                 raise ImageError(f"{target.image} is {image.shape[:2]}, annotated {target.size}")
             truth = target.mask()
+            if not truth.any():
+                failures.empty.add(target.key)
+                continue
             points = draw_points(truth, target.key, settings.points, settings.seed)
             alpha = truth.astype(np.float32)
             if model:
                 alpha = _ask(model, points, settings.answer)
         except (ZimError, OSError) as error:
-            failed[str(target.key)] = one_line(error)
+            failures.objects[str(target.key)] = one_line(error)
             continue
         both = (alpha > 0.5) & truth
         either = (alpha > 0.5) | truth

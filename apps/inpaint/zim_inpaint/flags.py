@@ -208,7 +208,9 @@ def pixels_or_auto(text: str) -> int | str:
     if text == "auto":
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a whole number of pixels")
+        raise argparse.ArgumentTypeError(
+            f"{text.strip()!r} is not auto or a whole number of pixels"
+        )
     return int(text)
 
 

@@ -25,7 +25,7 @@ from zim.errors import OutputError
 from zim.images import encode_rgb, encode_rgba, load_image
 from zim.output import quantise
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _X_RESOLUTION = 0x0112, 0x011A
 _PNG_HEADER = 33
 #: length, name, one byte and checksum of the sRGB chunk that follows it
 _SRGB_CHUNK = 13
@@ -104,6 +104,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
     """Return a file's resolution, or None where it states none that can be meant."""
+    if image.format == "TIFF" and _X_RESOLUTION not in image.getexif():  # Pillow says 1 then
+        return None
     try:
         x, y = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -1,7 +1,7 @@
 """Pictures that are transparent in places: what a repair sees of them, and what it leaves.
 
-A repair works on colours. What is removed takes the transparency of what is around it; what was
-painted in its place, or behind the object, is opaque.
+A repair works on colours that show. What is removed takes the transparency of what is around it;
+what was painted in its place, or behind the object, is opaque.
 """
 
 from __future__ import annotations
@@ -35,6 +35,24 @@ def behind(picture: Picture, alpha: NDArray[np.float32]) -> tuple[Picture, NDArr
     if own is not None:
         rgb, alpha = blend(rgb, np.zeros(3, np.uint8), own), np.minimum(alpha, own)
     return replace(picture, rgb=rgb, alpha=None, icc=None), alpha
+
+
+def seen(picture: Picture) -> Picture:
+    """Return the picture to repair: colours that nobody sees become those of the nearest that show.
+
+    What a file holds where it is transparent, often black, would be continued into what shows.
+    """
+    alpha = picture.alpha
+    if alpha is None or alpha.all() or not alpha.any():
+        return picture
+    shown = np.flatnonzero(alpha)
+    kind = cv2.DIST_LABEL_PIXEL
+    _, nearest = cv2.distanceTransformWithLabels(
+        (alpha == 0).view(np.uint8), cv2.DIST_L2, 5, labelType=kind
+    )
+    place = np.zeros(int(nearest.max()) + 1, np.intp)
+    place[nearest.reshape(-1)[shown]] = shown
+    return replace(picture, rgb=picture.rgb.reshape(-1, 3)[place[nearest]])
 
 
 def repaired(

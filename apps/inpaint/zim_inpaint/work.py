@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,14 +139,17 @@ class _Work:
 
     def repaint(self, picture: Picture, alpha: Any, job: Job) -> tuple[InpaintResult, Picture]:
         """Call the library with what the flags say; the picture is what the result is like."""
+        import numpy as np
+
         from zim_inpaint.api import inpaint
-        from zim_inpaint.transparency import behind, repaired
+        from zim_inpaint.transparency import behind, repaired, seen
 
         args = self.args
         if args.mode == "replace":
             picture, alpha = behind(picture, alpha)
+        shown = seen(picture)
         result = inpaint(
-            picture.rgb,
+            shown.rgb,
             alpha,
             args.mode,
             self.filler or "auto",
@@ -161,6 +164,9 @@ class _Work:
             work_size=args.work_size,
             seed=args.seed,
         )
+        if shown is not picture:  # what is not touched keeps its hidden colours
+            image = np.where(result.weight[..., None] > 0, result.image, picture.rgb)
+            result = replace(result, image=image)
         removed = args.mode == "remove"
         return result, repaired(picture, result.mask, result.weight, removed=removed)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zim_sa3d.field import RadianceField
-from zim_sa3d.field_note import read_note
+from zim_sa3d.field_note import read_note, write_note
 from zim_sa3d.grid_field import GridField, GridSettings, train_grid
 from zim_sa3d.scene import Scene
 
@@ -30,7 +30,7 @@ def train(
     device: str,
     steps: int | None,
     seed: int,
-    method: str = "nerfacto",
+    method: str | None = None,
     load_config: Path | None = None,
 ) -> RadianceField:
     """Train a field on the scene in ``folder/scene``, or take a trained run; note it in ``folder``.
@@ -42,25 +42,35 @@ def train(
         device: of nerfstudio's models; voxels are trained on the CPU.
         steps: as many as the method is meant to make if None.
         seed: of everything random.
-        method: one of nerfstudio's.
+        method: one of nerfstudio's, nerfacto if None.
         load_config: ``config.yml`` of a run that nerfstudio trained on this capture.
     """
     if choose(backend, device) == "nerfstudio" or load_config is not None:
         from zim_sa3d.nerfstudio_field import NerfstudioField
         from zim_sa3d.nerfstudio_runs import train_run
 
-        if load_config is None:
-            load_config = train_run(
-                folder / "scene", folder, method=method, steps=steps, device=device, seed=seed
-            )
-        return NerfstudioField.adopt(load_config, scene, folder, device)
+        if load_config is not None:
+            return NerfstudioField.adopt(load_config, scene, folder, device)
+        method = method or "nerfacto"
+        config = train_run(
+            folder / "scene", folder, method=method, steps=steps, device=device, seed=seed
+        )
+        field = NerfstudioField.adopt(config, scene, folder, device)
+        _note_steps(folder, steps)
+        return field
     settings = GridSettings()
     if steps is not None:
         first = max(1, steps // 3)
         settings = GridSettings(steps=(first, max(1, steps - first)))
     field = train_grid(scene, settings, seed)
     field.save(folder)
+    _note_steps(folder, steps or sum(settings.steps))
     return field
+
+
+def _note_steps(folder: Path, steps: int | None) -> None:
+    """Add to a field's note how many steps it was trained; None are as many as the method's."""
+    write_note(folder, {**read_note(folder), "steps": steps})
 
 
 def load(folder: Path, device: str) -> RadianceField:

@@ -22,7 +22,7 @@ from zim.commandline import (
 from zim.commands.prompt_flags import parse_box, parse_point
 from zim.errors import ZimError
 from zim.name_flags import Names, add_model_flag, add_models_flag
-from zim_sa3d.presets import POINTS
+from zim_sa3d.presets import FACTOR, POINTS
 
 
 def _amount(text: str) -> float:
@@ -66,9 +66,8 @@ def _configure(
     group.add_argument(
         "--factor",
         type=positive_int,
-        default=4,
         metavar="N",
-        help="pictures are made N times smaller [4]",
+        help=f"pictures are made N times smaller [{FACTOR}]",
     )
     group = parser.add_argument_group("radiance field")
     group.add_argument(
@@ -78,9 +77,7 @@ def _configure(
         help="grid: our voxels; auto: nerfstudio on a GPU where it is installed, else grid [auto]",
     )
     group.add_argument("--steps", type=positive_int, metavar="N", help="training steps")
-    group.add_argument(
-        "--method", default="nerfacto", metavar="NAME", help="of nerfstudio [nerfacto]"
-    )
+    group.add_argument("--method", metavar="NAME", help="of nerfstudio [nerfacto]")
     group.add_argument(
         "--load-config",
         metavar="FILE",
@@ -276,8 +273,9 @@ def _export(args: argparse.Namespace) -> Report:
 
     work = Run(args)
     scene = work.scene()
-    field = work.field(scene)
+    # where nothing was segmented, that is told before anything is trained
     grid = MaskGrid.load(work.folder / "mask_grid.npz")
+    field = work.field(scene)
     work.recall_object()
     work.measure(scene, field, grid)
     work.write(scene, field, grid)
@@ -303,6 +301,11 @@ def _view(args: argparse.Namespace) -> Report:
 def _check(args: argparse.Namespace) -> None:
     """Refuse a call that names no scene, neither by --scene nor by a run folder that holds one."""
     _check_strays(args)
+    if args.scene == "synthetic" and args.factor:
+        raise UsageError("--factor: the built-in scene has one size, 256 x 256; leave it out")
+    given = {"--points": args.points, "--box": args.box, "--view": args.view}
+    if args.prompts and (also := [flag for flag, value in given.items() if value is not None]):
+        raise UsageError(f"--prompts says it all; leave out {also[0]}, or --prompts")
     if args.scene is not None:
         return
     if args.output is None or not _holds_scene(Path(args.output).expanduser()):

@@ -86,7 +86,9 @@ class Pose:
 
     def c2w(self) -> NDArray[np.float64]:
         """Return the pose as 3 x 4 camera to world, axes right, up, backward."""
-        w, x, y, z = np.array(self.quaternion) / np.linalg.norm(self.quaternion)
+        # a quaternion of length 0 becomes NaN, which no camera takes
+        with np.errstate(invalid="ignore"):
+            w, x, y, z = np.array(self.quaternion) / np.linalg.norm(self.quaternion)
         rotation = np.array(
             [
                 [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -126,7 +128,10 @@ def read_colmap(folder: Path) -> Scene:
                 raise ConfigError(f"{pose.file} is of camera {pose.lens}, which is not listed")
             lens = lenses[pose.lens]
             plane, distortion = lens.split()
-            camera = Camera(pose.c2w(), *plane, lens.width, lens.height)
+            try:
+                camera = Camera(pose.c2w(), *plane, lens.width, lens.height)
+            except ConfigError as error:
+                raise ConfigError(f"{pose.file}: {error}") from error
             views.append(View(name, camera, root / pose.file, distortion=distortion))
     except ConfigError as error:
         raise ConfigError(f"{model}: {error}") from error

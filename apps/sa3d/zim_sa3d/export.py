@@ -224,17 +224,23 @@ def write_csv(path: Path, log: list[ViewLog]) -> None:
 
 
 def write_turntable(
-    folder: Path, radiance: RadianceField, grid: MaskGrid, *, frames: int = 24, size: int = 160
+    folder: Path,
+    scene: Scene,
+    radiance: RadianceField,
+    grid: MaskGrid,
+    *,
+    frames: int = 24,
+    size: int = 160,
 ) -> dict[str, Path]:
-    """Film the object alone from all around: ``turntable.mp4`` and ``turntable.gif``."""
+    """Film the object alone, see :func:`looking_ways`: ``turntable.mp4`` and ``turntable.gif``."""
     video: Any = require("imageio.v3", "sa3d")
     xyz, _, _ = object_points(radiance, grid)
     low, high = np.percentile(xyz, 1, axis=0), np.percentile(xyz, 99, axis=0)
     middle, reach = (low + high) / 2, float(np.linalg.norm(high - low))
     shots: list[NDArray[np.uint8]] = []
-    for turn in track(np.arange(frames) / frames * 2 * np.pi, "turntable"):
-        way = np.array([np.cos(turn) * 0.9, np.sin(turn) * 0.9, 0.45])
-        camera = look_at(middle + way * reach * 1.6, middle, size=(size, size), fov=42.0)
+    up, ways = looking_ways(scene, middle, frames)
+    for way in track(ways, "turntable"):
+        camera = look_at(middle + way * reach * 1.6, middle, up, size=(size, size), fov=42.0)
         shots.append(film(radiance, grid, camera))
     paths = {"mp4": folder / "turntable.mp4", "gif": folder / "turntable.gif"}
     stack = np.stack(shots)
@@ -244,6 +250,36 @@ def write_turntable(
     )
     atomic_write(paths["gif"], video.imwrite("<bytes>", stack, extension=".gif", loop=0))
     return paths
+
+
+def looking_ways(
+    scene: Scene, middle: NDArray[Any], frames: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return which way is up, 3, and from which ways to look at an object, ``frames`` x 3.
+
+    Up is up in the mean camera. The object is seen from all around, a little from above. Nobody saw
+    the back of a forward-facing scene: there the eye swings as far as the cameras stood, and back.
+    """
+    cameras = [view.camera for view in scene.views]
+    up, back, place = (np.mean([c.c2w[:, k] for c in cameras], axis=0) for k in (1, 2, 3))
+    turn = np.arange(frames)[:, None] / frames * 2 * np.pi
+    if scene.kind == "forward":
+        front = _unit(place - middle)
+        up = _unit(up - up @ front * front)
+        side = np.cross(up, front)
+        places = np.array([camera.position for camera in cameras]) - middle
+        turn = np.abs(np.arctan2(places @ side, places @ front)).max() * np.sin(turn)
+        return up, np.cos(turn) * front + np.sin(turn) * side
+    if np.linalg.norm(up) < 0.05:  # all look straight down, turned in all ways
+        up = back
+    up = _unit(up)
+    side = _unit(np.cross(up, np.eye(3)[np.abs(up).argmin()]))
+    front = np.cross(side, up)
+    return up, 0.9 * (np.cos(turn) * front + np.sin(turn) * side) + 0.45 * up
+
+
+def _unit(vector: NDArray[Any]) -> NDArray[np.float64]:
+    return vector / np.linalg.norm(vector)
 
 
 def film(radiance: RadianceField, grid: MaskGrid, camera: Camera) -> NDArray[np.uint8]:

@@ -27,6 +27,7 @@ from zim.images import read_alpha
 from zim.output import atomic_write, save_rgb
 from zim_sa3d.export import predict_view
 from zim_sa3d.folders import pictures
+from zim_sa3d.presets import FACTOR
 from zim_sa3d.readers import find_scene
 from zim_sa3d.runs import Run
 from zim_sa3d.segment import ScenePrompt, iou
@@ -138,7 +139,7 @@ def _choices(args: argparse.Namespace) -> str:
         "quoted. Ours: scribbles thinned to skeletons and sampled (2 % of the positive, 0.5 % of "
         f"the negative pixels, seed {args.seed}; the clicks are in each prompts.json), the target "
         "view takes no part in lifting, compared at the mask's size, pictures at 1/"
-        f"{args.factor}, read-out {args.readout}."
+        f"{args.factor or FACTOR}, read-out {args.readout}."
     )
 
 

@@ -27,7 +27,7 @@ from zim.weights.registry import zim_home
 from zim_sa3d.cameras import Camera
 from zim_sa3d.colmap import model_folder, read_colmap
 from zim_sa3d.folders import picture_folder, pictures, view_names
-from zim_sa3d.presets import INWARD, LLFF
+from zim_sa3d.presets import FACTOR, INWARD, LLFF
 from zim_sa3d.scene import Scene, View, facing, save_scene
 from zim_sa3d.synthetic import synthetic_scene
 
@@ -37,7 +37,7 @@ _FLAT = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "RADIAL", "SIMPLE
 _ORIENTATION = 0x0112
 
 
-def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 4) -> Scene:
+def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = FACTOR) -> Scene:
     """Bring a scene into ``output`` as ``transforms.json`` with pictures at their working size.
 
     Args:
@@ -75,6 +75,7 @@ def prepare(name: str, output: Path, *, data: Path | None = None, factor: int = 
         found = replace(found, kind="inward")
     # the order that read_transforms will find: views have the same numbers in later commands
     found = replace(found, views=tuple(sorted(found.views, key=lambda view: view.name)))
+    found = replace(found, source=str(folder.absolute()), factor=factor)
     with _moved_when_whole(output) as part:
         _shrink(found, part, factor)
     return read_transforms(output)
@@ -187,6 +188,8 @@ def read_transforms(folder: Path) -> Scene:
         about.get("extent"),
         about.get("near"),
         about.get("reduction"),
+        about.get("source"),
+        about.get("factor"),
     )
 
 
@@ -211,15 +214,12 @@ def _frame(folder: Path, values: dict[str, Any], image: Path, name: str) -> View
     fy = float(values.get("fl_y", fx))
     if not {"fl_x", "fl_y"} & set(values) and "camera_angle_y" in values:
         fy = height / 2 / float(np.tan(float(values["camera_angle_y"]) / 2))
-    camera = Camera(
-        np.array(values["transform_matrix"], np.float64)[:3],
-        fx,
-        fy,
-        float(values.get("cx", width / 2)),
-        float(values.get("cy", height / 2)),
-        width,
-        height,
-    )
+    pose = np.array(values["transform_matrix"], np.float64)[:3]
+    cx, cy = float(values.get("cx", width / 2)), float(values.get("cy", height / 2))
+    try:
+        camera = Camera(pose, fx, fy, cx, cy, width, height)
+    except ConfigError as error:
+        raise ConfigError(f"{values['file_path']}: {error}") from error
     mattes = {name: folder / part for name, part in values.get("mattes", {}).items()}
     keys = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # OpenCV's order
     lens = tuple(float(values.get(key) or 0.0) for key in keys)
@@ -272,11 +272,11 @@ def _shrink(scene: Scene, output: Path, factor: int) -> None:
         height, width = rgb.shape[:2]
         full = view.camera
         if view.distortion:
-            rgb = _straighten(rgb, full.resized(width, height), view.distortion)
+            rgb, full = _straighten(rgb, full.resized(width, height), view.distortion)
         # the factor is of the size the pose states: pictures may have been made smaller already
         size = (
-            min(width, max(1, round(full.width / factor))),
-            min(height, max(1, round(full.height / factor))),
+            min(width, max(1, round(view.camera.width / factor))),
+            min(height, max(1, round(view.camera.height / factor))),
         )
         if size != (width, height):
             rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -320,10 +320,22 @@ def _as_stored(rgb: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
 
 def _straighten(
     rgb: NDArray[np.uint8], camera: Camera, distortion: tuple[float, ...]
-) -> NDArray[np.uint8]:
-    """Undo a lens's distortion; the pinhole camera stays what it was."""
+) -> tuple[NDArray[np.uint8], Camera]:
+    """Undo a lens's distortion; return the picture and its pinhole camera.
+
+    The camera stays what it was, unless it saw beyond the photograph's rim: then it is narrowed to
+    what was photographed, as the black there would be learned as part of the scene.
+    """
     # OpenCV puts the origin into the centre of the first pixel
     matrix = np.array(
         [[camera.fx, 0.0, camera.cx - 0.5], [0.0, camera.fy, camera.cy - 0.5], [0.0, 0.0, 1.0]]
     )
-    return np.asarray(cv2.undistort(rgb, matrix, np.array(distortion)), dtype=np.uint8)
+    bends, size = np.array(distortion), (camera.width, camera.height)
+    photographed = cv2.undistort(np.full(size[::-1], 255, np.uint8), matrix, bends)
+    narrow = matrix
+    if (photographed < 255).any():
+        narrow, _ = cv2.getOptimalNewCameraMatrix(matrix, bends, size, 0)
+        (fx, _, cx), (_, fy, cy), _ = narrow.tolist()
+        camera = replace(camera, fx=fx, fy=fy, cx=cx + 0.5, cy=cy + 0.5)
+    straight = cv2.undistort(rgb, matrix, bends, newCameraMatrix=narrow)
+    return np.asarray(straight, dtype=np.uint8), camera

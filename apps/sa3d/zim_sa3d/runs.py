@@ -26,8 +26,9 @@ from zim_sa3d.field import RadianceField, psnr, render_view
 from zim_sa3d.folders import folder_name
 from zim_sa3d.mask_grid import MaskGrid
 from zim_sa3d.oracle import OracleSegmenter
-from zim_sa3d.presets import POINTS
+from zim_sa3d.presets import FACTOR, POINTS
 from zim_sa3d.readers import prepare, read_transforms
+from zim_sa3d.recorded import refuse_other
 from zim_sa3d.scene import Scene
 from zim_sa3d.segment import ScenePrompt, Segmentation, Settings, iou, segment
 
@@ -57,10 +58,12 @@ class Run:
         with timed(self.report.seconds, "prepare"):
             if (inner / "transforms.json").is_file() and not self.args.overwrite:
                 found = read_transforms(inner)
+                refuse_other(self.args, self.folder, found)
             else:
                 data = Path(self.args.data).expanduser() if self.args.data else None
                 before = self._prepared(inner)
-                found = prepare(self.args.scene, inner, data=data, factor=self.args.factor)
+                factor = self.args.factor or FACTOR
+                found = prepare(self.args.scene, inner, data=data, factor=factor)
                 if before is not None:  # its field and object are of no use to another scene
                     export.remove_exports(self.folder, before)
                     for name in _OF_SCENE:
@@ -121,7 +124,7 @@ class Run:
             prompt = read_prompt(Path(args.prompts).expanduser(), scene)
             _check_inside(scene, prompt)
             return prompt
-        view = scene.find(args.view) if args.view is not None else first
+        view = scene.find(args.view.strip()) if args.view is not None else first
         if args.points or args.box:
             points = tuple((x, y) for x, y, _ in args.points or ())
             labels = tuple(label for _, _, label in args.points or ())
@@ -144,7 +147,7 @@ class Run:
             )
         name = folder_name(args.scene)
         if name in POINTS:
-            scale = 4 / (scene.reduction or args.factor)
+            scale = 4 / (scene.reduction or args.factor or FACTOR)
             # the first pixel's centre is at 0, 0
             points = tuple(
                 ((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in POINTS[name]
@@ -288,7 +291,7 @@ class Run:
             paths["mesh"] = self.folder / "object_mesh.ply"
             self.report.metrics["points"] = export.write_points(paths["ply"], field, grid)
             self.report.metrics["triangles"] = export.write_mesh(paths["mesh"], field, grid)
-            paths |= export.write_turntable(self.folder, field, grid)
+            paths |= export.write_turntable(self.folder, scene, field, grid)
         self.report.outputs |= {kind: str(path) for kind, path in paths.items()}
 
     def finish(self, scene: Scene, done: Segmentation | None = None) -> Report:

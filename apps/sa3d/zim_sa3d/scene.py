@@ -83,6 +83,8 @@ class Scene:
         near: distance before which nothing is, in scene units; None if unknown.
         reduction: pixels of the full size, as the poses state it, per pixel of the first training
             view's picture; None if unknown.
+        source: the folder it was prepared from, or ``synthetic``; None if unknown.
+        factor: how many times smaller its pictures were asked for; None if nobody did.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Scene:
     extent: float | None = None
     near: float | None = None
     reduction: float | None = None
+    source: str | None = None
+    factor: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be reconstructed.
@@ -180,7 +184,8 @@ def save_scene(scene: Scene, folder: Path) -> Path:
                 name: path.relative_to(folder).as_posix() for name, path in view.mattes.items()
             }
         frames.append(frame)
-    about = {key: getattr(scene, key) for key in ("name", "kind", "extent", "near", "reduction")}
+    keys = ("name", "kind", "extent", "near", "reduction", "source", "factor")
+    about = {key: getattr(scene, key) for key in keys}
     path = folder / "transforms.json"
     data: dict[str, Any] = {"camera_model": "OPENCV", "zim_sa3d": about}
     # nerfstudio's own keys, so that it holds out the same views

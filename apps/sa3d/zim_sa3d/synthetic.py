@@ -62,7 +62,7 @@ def synthetic_scene(folder: Path, *, size: int = SIZE, views: int = VIEWS) -> Sc
             paths[label] = folder / "mattes" / label / f"{name}.png"
             save_alpha(paths[label], alpha)
         made.append(View(name, camera, image, paths))
-    scene = Scene("synthetic", tuple(made), kind="bounded", extent=EXTENT)
+    scene = Scene("synthetic", tuple(made), kind="bounded", extent=EXTENT, source="synthetic")
     save_scene(scene, folder)
     return scene
 
