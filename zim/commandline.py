@@ -133,7 +133,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} [auto]")
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="numeric precision [auto]")
     group.add_argument(
-        "--threads", type=positive_int, metavar="N", help="CPU threads [ZIM_THREADS, else all]"
+        "--threads", type=thread_count, metavar="N", help="CPU threads [ZIM_THREADS, else all]"
     )
     group.add_argument("--seed", type=seed_number, default=0, metavar="N", help="random seed [0]")
     group.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -145,6 +145,14 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Parse a number of threads, 1 to 1024; very many end the process without a word."""
+    count = positive_int(text)
+    if count > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} threads are too many; expected 1 to 1024")
+    return count
 
 
 def whole_number(text: str) -> int:
@@ -195,7 +203,7 @@ def apply_runtime(args: argparse.Namespace) -> None:
     threads = args.threads
     if threads is None and os.environ.get("ZIM_THREADS"):
         try:
-            threads = positive_int(os.environ["ZIM_THREADS"])
+            threads = thread_count(os.environ["ZIM_THREADS"])
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"ZIM_THREADS: {error}") from error
     import cv2

@@ -517,6 +517,8 @@ def test_a_seed_that_torch_cannot_take_is_wrong_usage(
 ) -> None:
     assert main(["matte", str(photo), "--seed", str(2**64)]) == 2
     assert "is no seed; expected less than 2**64" in capsys.readouterr().err
+    assert main(["matte", str(photo), "--threads", "1000000"]) == 2
+    assert "expected 1 to 1024" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,19 @@ def test_a_jpeg_cannot_be_a_cut_out() -> None:
         plan_outputs("cut.jpg", [PHOTO], None, None)
 
 
+@pytest.mark.parametrize(
+    ("output", "kind", "holds"),
+    [("a.jpg", "alpha", False), ("a.tif", "rgba", False), ("a.TIF", "alpha", True)],
+)
+def test_a_file_holds_the_bits_that_are_asked_for(output: str, kind: str, holds: bool) -> None:
+    assert plan_outputs("c.jpg", [PHOTO], None, "red", bits=16)  # bits are of mattes
+    if holds:
+        assert plan_outputs(output, [PHOTO], [kind], None, bits=16)
+        return
+    with pytest.raises(UsageError, match="holds no 16-bit"):
+        plan_outputs(output, [PHOTO], [kind], None, bits=16)
+
+
 def test_existing_files_need_a_word(tmp_path: Path) -> None:
     old, new = tmp_path / "old.png", tmp_path / "new.png"
     old.touch()

@@ -132,6 +132,14 @@ def test_prompts_at_the_rim_are_scaled_with_their_picture(tmp_path: Path) -> Non
     np.testing.assert_allclose(box, [40 * 50 / 101, 20 * 33 / 67, 50, 33], rtol=1e-6)
 
 
+def test_a_click_without_a_label_is_on_the_object(root: Path) -> None:
+    where = root / "a.png", root / "m.png"
+    sample = Sample("m", *where, "all", {"point": [[30, 20]], "bbox": [5, 5, 50, 40]})
+    prompt = load_sample(sample, ("point",), 0, None).prompts["point"]
+    assert prompt.labels.tolist() == [1]
+    assert prompt.points.tolist() == [[30, 20]]
+
+
 def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
     for folder, names in (("images", ("a.PNG", "b.jpg")), ("alphas", ("a.png", "b.PNG"))):
         (tmp_path / folder).mkdir()

@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> Report:
     _check(args)
     prompts = object_prompts(args)
     images = [_Image(name, len(prompts), args.multimask) for name in args.images]
-    plan = plan_outputs(
-        args.output, [r for i in images for r in i.results()], args.format, args.background
-    )
+    results = [r for i in images for r in i.results()]
+    plan = plan_outputs(args.output, results, args.format, args.background, args.bits)
     read = (*args.images, args.scribble, args.mask, args.prompts, args.background)
     work = _Work(args, plan, prompts, Inputs(read))
     todo = [image for image in images if work.has_something_to_write(image)]

@@ -18,6 +18,8 @@ from zim.errors import OutputError
 FORMATS = ("rgba", "alpha", "composite", "overlay")
 #: suffixes that make ``--output`` a file rather than a folder
 FILE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff")
+#: those that hold 16 bits, where --bits counts
+_DEEP = {"rgba": (".png",), "alpha": (".png", ".tif", ".tiff")}
 #: suffixes of pictures that are not written; nobody means a folder by these
 _OTHER_PICTURES = tuple(
     f".{name}"
@@ -99,6 +101,7 @@ def plan_outputs(
     results: Sequence[Result],
     formats: Sequence[str] | None,
     background: str | None,
+    bits: int = 8,
 ) -> Plan:
     """Decide what is written where.
 
@@ -109,10 +112,11 @@ def plan_outputs(
         formats: ``--format``; by default ``rgba`` and ``alpha``, and ``composite`` when a
             background is given; only one of them when the output is a single file.
         background: ``--background``.
+        bits: ``--bits``.
 
     Raises:
-        UsageError: a picture format that is not written, several results for one file, two
-            results for one name, a background that nothing uses.
+        UsageError: a picture format that is not written or not so deep, several results for one
+            file, two results for one name, a background that nothing uses.
     """
     if background is not None and formats is not None and "composite" not in formats:
         raise UsageError("--background is for --format composite; add it or leave out --format")
@@ -148,6 +152,8 @@ def plan_outputs(
     if is_file and path is not None:
         if chosen == ("rgba",) and path.suffix.lower() in (".jpg", ".jpeg"):
             raise UsageError(f"--output {output}: JPEG has no transparency; use .png or .webp")
+        if bits == 16 and suffix not in _DEEP.get(chosen[0], (suffix,)):
+            raise UsageError(f"--output {output}: {suffix} holds no 16-bit {chosen[0]}; use .png")
         return Plan(chosen, {results[0]: {chosen[0]: path}})
     folder = path or Path()
     paths: dict[Result, dict[str, Path]] = {}

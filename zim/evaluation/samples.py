@@ -176,6 +176,13 @@ def inner_point(alpha: np.ndarray, name: str, seed: int) -> np.ndarray:
     return np.array([columns[chosen], rows[chosen]], np.float32)
 
 
+def _click(row: Any) -> tuple[float, float, float]:
+    if len(row) not in (2, 3):
+        raise ValueError(f"{len(row)} numbers in a click")
+    x, y, label = (*row, 1)[:3]
+    return float(x), float(y), float(label)
+
+
 def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     """Read the kinds of a prompt that are asked for; the picture checks their places later."""
     if isinstance(source, Path):
@@ -193,7 +200,7 @@ def _given(source: Path | dict[str, Any], kinds: tuple[str, ...]) -> dict[str, A
         if "box" in kinds:
             given["bbox"] = [float(v) for v in data["bbox"]]
         if "point" in kinds:
-            given["point"] = [(float(x), float(y), float(label)) for x, y, label in data["point"]]
+            given["point"] = [_click(row) for row in data["point"]]
     except (KeyError, TypeError, ValueError) as error:
         raise PromptError(
             f'{name}: expected {{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}} '
