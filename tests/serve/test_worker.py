@@ -151,7 +151,7 @@ def test_an_automatic_search_ends_when_nobody_waits_for_it_any_more(model, png, 
     monkeypatch.setattr("zim.click_search.ClickSearch.run", search)
 
     async def impatient() -> None:
-        task = asyncio.ensure_future(service.auto(AutoBody(image=png)))
+        task = asyncio.ensure_future(service.auto(AutoBody.model_validate({"image": png})))
         await asyncio.to_thread(begun.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -169,13 +169,13 @@ def test_mattes_that_would_take_too_much_memory_together_are_refused(model, png,
     service = Service(engine)
     clicks = [{"points": [[5, 5]]}] * 4
     sent = {"image": png, "objects": clicks}
-    height, width = engine.open(MatteBody(**sent).image, "tiny").size
+    height, width = engine.open(png, "tiny").size
     monkeypatch.setattr("zim.serve.service.ANSWER_PIXELS", 6 * height * width)
     with pytest.raises(Problem, match=r"12 mattes of .* expected at most 6") as refused:
-        asyncio.run(service.matte(MatteBody(**sent, candidates=3)))
+        asyncio.run(service.matte(MatteBody.model_validate(sent | {"candidates": 3})))
     assert refused.value.status == 422
     for other in ({"candidates": 1}, {"candidates": 3, "preview": True}):
-        answer = asyncio.run(service.matte(MatteBody(**sent, **other)))
+        answer = asyncio.run(service.matte(MatteBody.model_validate(sent | other)))
         assert isinstance(answer, dict)
         assert len(answer["objects"]) == 4
     service.close()
