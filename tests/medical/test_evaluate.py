@@ -292,6 +292,11 @@ def test_an_image_and_mask_of_different_places_are_refused(demo: Path, tmp_path:
     found, _, excluded = collect("spleen", tmp_path, replace(Protocol(), axis="1"))
     assert excluded == []
     assert found[0].spacing == pytest.approx((0.005, 0.0016))
+    scaled = np.diag([1e-3, 1e-3, 1e-3, 1]) @ label.affine
+    mask = nib.Nifti1Image(np.asarray(label.dataobj), scaled)
+    mask.header.set_xyzt_units("mm")  # another unit, the same place
+    nib.save(mask, path)
+    assert collect("spleen", tmp_path)[2] == []
 
 
 def run_fake(folder: Path, demo: Path, segmenter: Any) -> bytes:

@@ -123,13 +123,12 @@ def _views(
     # Half a voxel in the worst corner: more than rounding, less than any real shift.
     shape = np.array(image.data.shape)
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    # both in the image's unit: a mask often does not say what it counts in
-    gap = image.affine[:3] - truth.affine[:3] * (image.unit / truth.unit)
-    moved = corners @ gap[:, :3].T + gap[:, 3]
-    if np.abs(moved).max() > 0.5 * min(image.spacing):
+    # a mask often does not say what it counts in; then it is what its image counts in
+    gaps = (image.affine[:3] - truth.affine[:3] * f for f in {1.0, image.unit / truth.unit})
+    apart = min(float(np.abs(corners @ gap[:, :3].T + gap[:, 3]).max()) for gap in gaps)
+    if apart > 0.5 * min(image.spacing):
         raise ImageError(
-            f"image and mask lie {np.abs(moved).max():.3g} mm apart by their affines; "
-            "resample the mask"
+            f"image and mask lie {apart:.3g} mm apart by their affines; resample the mask"
         )
     turn = image.turn()
     axes = (0, 1, 2) if protocol.axis == "all" else (int(protocol.axis),)
