@@ -1,7 +1,9 @@
-"""A tiny collection laid out as the real one: photographs, outlined pictures, cut-outs."""
+"""A tiny collection laid out as the real one, and Ctrl+C that is heard."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -50,3 +52,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "index.csv").write_text("\n".join(rows) + "\n")
     (root / "segments" / "coco_segments.csv").write_text("\n".join(segments) + "\n")
     return root
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Hear Ctrl+C also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

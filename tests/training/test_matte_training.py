@@ -249,6 +249,7 @@ def test_a_slice_stops_and_goes_on(data: Path, tmp_path: Path) -> None:
     assert rest.step == 3
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_its_step(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int

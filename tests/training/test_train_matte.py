@@ -168,6 +168,7 @@ def test_killed_run_goes_on_as_if_nothing_happened(
             torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
 def test_an_interrupted_run_saves_its_step_and_goes_on_exactly(
     own: Path,
@@ -208,6 +209,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_exactly(
             torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_ends_at_once(
     own: Path,
     tmp_path: Path,
