@@ -330,7 +330,7 @@ class Worker:
 
 def _about_name(error: OutputError) -> bool:
     """Tell whether a file cannot be written for its own sake: no name for one, or a folder's."""
-    names = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    names = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)
     cause = error.__cause__
     return not isinstance(cause, OSError) or cause.errno in names
 

@@ -38,7 +38,7 @@ def stopping(say: bool = True) -> Generator[Stop]:
             return
         stop.number = number
         if say:
-            sys.stderr.write("finishing and saving this step; once more ends at once\n")
+            sys.stderr.write("finishing the step and saving; once more ends at once\n")
 
     def restore() -> None:
         for number, handler in before.items():

@@ -157,8 +157,7 @@ class Service:
         if not preview and sum(counts) * height * width > ANSWER_PIXELS:
             text = (
                 f"{sum(counts)} mattes of {width} x {height} are too much for one request; "
-                f"expected at most {ANSWER_PIXELS // (height * width)}: ask for fewer at a time, "
-                f"or for a preview"
+                f"expected at most {ANSWER_PIXELS // (height * width)}: ask for fewer at a time"
             )
             raise Problem(422, text)
         seconds = self.engine.settings.timeout if preview else self.engine.settings.long_timeout
