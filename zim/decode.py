@@ -148,6 +148,8 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
     values = np.array(image)
     if image.mode.startswith("I;16"):
         values = values.astype(np.uint16)
+        if _tag(image, _BITS) == (12,):
+            values = (values.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
         # which Pillow turns round in 8 bits only
         return np.uint16(65535) - values if _tag(image, _PHOTOMETRIC) == (0,) else values
     if not np.isfinite(values).all():

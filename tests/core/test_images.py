@@ -210,6 +210,17 @@ def test_16_bit_grey_may_begin_at_white():
         np.testing.assert_allclose(read_alpha(data), want / 65535, rtol=1e-6)
 
 
+def test_grey_of_12_bits_reaches_white():
+    black_and_white = bytes([0x00, 0x0F, 0xFF])
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    entries.append((279, len(black_and_white)))
+    data = b"II*\0" + struct.pack("<I", 12) + black_and_white + b"\0"
+    data += struct.pack("<H", len(entries))
+    for tag, value in entries:
+        data += struct.pack("<HHIHH", tag, 3, 1, value, 0)
+    assert load_image(data + bytes(4)).rgb[..., 0].tolist() == [[0, 255]]
+
+
 def test_16_bit_colour_in_planes_is_right_or_refused():
     deep = RNG.integers(0, 65536, (3, 5, 7), dtype=np.uint16)
     got = load_image(_tiff(deep, compression=8)).rgb  # of which Pillow keeps the upper 8 bits

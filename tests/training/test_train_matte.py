@@ -117,6 +117,13 @@ def test_learning_rate_warms_up_and_ends_at_a_hundredth() -> None:
     assert learning_rate(config, 100) == pytest.approx(0.01)
 
 
+def _same_weights(one: Path, two: Path) -> None:
+    first, second = (torch.load(run / "last.pt", weights_only=True) for run in (one, two))
+    for part in ("model", "ema"):
+        for key, value in first[part].items():
+            torch.testing.assert_close(second[part][key], value, rtol=0, atol=0)
+
+
 def _lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -160,12 +167,7 @@ def test_killed_run_goes_on_as_if_nothing_happened(
     assert cli.main(["matte", *flags, "--device", "cpu"]) == 0
     # the command also scores the untrained model, at step 0
     assert [r for r in _lines(tmp_path / "cut") if r["step"]] == _lines(tmp_path / "whole")
-    one, two = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
-    )
-    for part in ("model", "ema"):
-        for key, value in one[part].items():
-            torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
+    _same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -201,12 +203,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_exactly(
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 5
     assert cli.main([*words, str(tmp_path / "cut")]) == 0
     assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole")
-    one, two = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
-    )
-    for part in ("model", "ema"):
-        for key, value in one[part].items():
-            torch.testing.assert_close(two[part][key], value, rtol=0, atol=0)
+    _same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.usefixtures("ctrl_c")
